@@ -1,0 +1,43 @@
+"""Chroma 1.0, the real-time spoken dialogue model, in JAX/Flax."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from chroma_jax.audio.chat import Turn
+    from chroma_jax.config import ChromaConfig
+    from chroma_jax.generation.sampling import Sampling, TokenSampling
+    from chroma_jax.generation.session import Chroma, Chunk, Reply, Voice
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Chroma": "chroma_jax.generation.session",
+    "ChromaConfig": "chroma_jax.config",
+    "Chunk": "chroma_jax.generation.session",
+    "Reply": "chroma_jax.generation.session",
+    "Sampling": "chroma_jax.generation.sampling",
+    "TokenSampling": "chroma_jax.generation.sampling",
+    "Turn": "chroma_jax.audio.chat",
+    "Voice": "chroma_jax.generation.session",
+}
+
+__all__ = [
+    "Chroma",
+    "ChromaConfig",
+    "Chunk",
+    "Reply",
+    "Sampling",
+    "TokenSampling",
+    "Turn",
+    "Voice",
+]
+
+
+def __getattr__(name: str):
+    # On first use, so that `import chroma_jax.config` costs no JAX start-up.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'chroma_jax' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

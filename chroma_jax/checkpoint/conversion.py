@@ -1,0 +1,158 @@
+"""A PyTorch checkpoint to one of our directories, one parameter in memory at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from absl import logging
+from orbax.checkpoint import v1 as ocp
+from tqdm import tqdm
+
+from chroma_jax.checkpoint import params
+from chroma_jax.checkpoint.from_torch import plan_torch, read_leaf
+from chroma_jax.checkpoint.safetensors_io import DTYPES, NAMES, total_bytes
+from chroma_jax.checkpoint.staging import check_apart, check_space, staged
+from chroma_jax.checkpoint.store import (
+    PARAMS,
+    Manifest,
+    groups,
+    is_converted,
+    nest,
+    orbax_context,
+    write_manifest,
+)
+from chroma_jax.checkpoint.torch_files import TorchFiles, open_torch, resolve_source, side_files
+from chroma_jax.checkpoint.torch_table import VISION_TOWER, CheckpointError, Plan
+
+_BY_NAME = {name: dtype for dtype, name in params.PARAM_DTYPES.items()}
+
+
+def convert(
+    source: str | os.PathLike,
+    out: str | os.PathLike,
+    dtype: str | None = None,
+    *,
+    overwrite: bool = False,
+    progress: bool = True,
+    say: Callable[[str], None] = logging.info,
+) -> None:
+    """Writes a checkpoint of the Hub's layout as a directory that `load` reads.
+
+    Everything about the source is checked before anything is written, and `out` appears only when it is complete.
+
+    Args:
+      source: a directory with config.json and safetensors, or a Hub id "owner/name".
+      out: the directory to make.
+      dtype: what Reasoner, Backbone and Decoder are stored in: "float32", "bfloat16" or "float16". None keeps the dtype of
+        every tensor. The Codec keeps its dtypes anyway.
+      overwrite: whether a checkpoint at `out` may be replaced.
+      progress: whether to show a progress bar on a terminal.
+      say: where to tell what is left out, and the bytes that saves.
+
+    Raises:
+      ValueError: (CheckpointError) the source is not a whole Chroma checkpoint, or `out` cannot be written.
+    """
+    if dtype is not None and dtype not in _BY_NAME:
+        raise CheckpointError(f"dtype must be one of {', '.join(sorted(_BY_NAME))}; got {dtype!r}")
+    check_apart(source, out)
+    with staged(out, overwrite=overwrite) as stage:
+        directory = resolve_source(source)
+        if is_converted(directory):
+            raise CheckpointError(
+                f"{directory} is converted already; --export makes a PyTorch checkpoint of it"
+            )
+        files = open_torch(directory)
+        cfg, plan = plan_torch(files)
+        tensors = _stored_dtypes(files, plan, dtype)
+        skipped = _report_skipped(files, plan, say)
+        _write_params(os.path.join(stage, PARAMS), files, plan, tensors, progress)
+        for name in side_files(directory):
+            shutil.copyfile(os.path.join(directory, name), os.path.join(stage, name))
+        manifest = Manifest(
+            source=os.fspath(source),
+            tied=cfg.reasoner.tie_embeddings,
+            tensors=tensors,
+            skipped=skipped,
+            files={},
+        )
+        write_manifest(stage, manifest)
+
+
+def _write_params(
+    target: str, files: TorchFiles, plan: Plan, tensors: Mapping[str, str], progress: bool
+) -> None:
+    dtypes = {
+        leaf.path: params.widest(DTYPES[tensors[name]] for name in leaf.names)
+        for leaf in plan.leaves
+    }
+    sizes = {leaf.path: math.prod(leaf.shape) * dtypes[leaf.path].itemsize for leaf in plan.leaves}
+    leaves = {leaf.path: leaf for leaf in plan.leaves}
+    total = sum(sizes.values())
+    check_space(os.path.dirname(target), total)
+    bar = tqdm(
+        total=total, unit="B", unit_scale=True, desc="convert", disable=None if progress else True
+    )
+    with bar, orbax_context():
+        with contextlib.closing(_Saver(target)) as saver:
+            for group in groups(sizes):
+                saver.save({path: read_leaf(files, leaves[path], dtypes[path]) for path in group})
+                bar.update(sum(sizes[path] for path in group))
+            saver.wait()
+        ocp.partial.finalize(target)
+
+
+class _Saver:
+    """Writes a group of parameters in the background while the next one is read.
+
+    Orbax takes its own copy of what it writes, and the group itself is let go: two groups are in memory, no more.
+    """
+
+    def __init__(self, target: str):
+        self._target, self._pending = target, None
+
+    def save(self, arrays: dict[str, np.ndarray]) -> None:
+        self.wait()
+        self._pending = ocp.partial.save_async(self._target, nest(arrays))
+
+    def wait(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        # After a failure: what is being written must be over before the directory is swept away.
+        with contextlib.suppress(Exception):
+            self.wait()
+
+
+def _stored_dtypes(files: TorchFiles, plan: Plan, dtype: str | None) -> dict[str, str]:
+    """PyTorch name -> the safetensors dtype it is converted to, and exported in."""
+    return {
+        name: NAMES[
+            files.tensors[name].dtype
+            if dtype is None or params.is_codec(leaf.path)
+            else _BY_NAME[dtype]
+        ]
+        for leaf in plan.leaves
+        for name in leaf.names
+    }
+
+
+def _report_skipped(files: TorchFiles, plan: Plan, say: Callable[[str], None]) -> dict[str, int]:
+    reasons: dict[str, list[str]] = {}
+    for name, row in plan.skipped.items():
+        reasons.setdefault(row.why, []).append(name)
+    for why, names in reasons.items():
+        nbytes = total_bytes(files.tensors[name] for name in names)
+        say(f"skipped {why}: {len(names)} tensors, {nbytes / 1e6:,.1f} MB saved")
+    vision = [name for name in plan.skipped if name.startswith(VISION_TOWER)]
+    return {
+        "tensors": len(plan.skipped),
+        "bytes": total_bytes(files.tensors[name] for name in plan.skipped),
+        "vision_tower_bytes": total_bytes(files.tensors[name] for name in vision),
+    }

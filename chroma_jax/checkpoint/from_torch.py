@@ -1,0 +1,105 @@
+"""PyTorch tensors to our parameters: one stacked parameter on the host at a time."""
+
+from __future__ import annotations
+
+import functools
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from chroma_jax.checkpoint import params
+from chroma_jax.checkpoint.params import Shardings
+from chroma_jax.checkpoint.safetensors_io import bits, copy_tiled
+from chroma_jax.checkpoint.torch_files import TorchFiles, open_torch
+from chroma_jax.checkpoint.torch_table import LM_HEAD, CheckpointError, Leaf, Plan, make_plan
+from chroma_jax.config import ChromaConfig
+from chroma_jax.model.chroma import ChromaModel, abstract_model
+
+_PARALLEL_BYTES = 2**24
+
+
+def plan_torch(files: TorchFiles) -> tuple[ChromaConfig, Plan]:
+    """Checks a whole checkpoint against our model, reading no more than what must be compared bit by bit.
+
+    Returns its configuration (head tied exactly if the checkpoint has no head; each part in its stored dtype) and the
+    plan. Raises CheckpointError.
+    """
+    # The tensors have the last word on tying: the flag stands at either of two levels, and is often wrong.
+    cfg = params.with_tied_head(files.config, LM_HEAD not in files.tensors)
+    plan = make_plan(files.tensors, params.flatten(abstract_model(cfg)), files.directory)
+    for name, row in plan.skipped.items():
+        if row.same_as and not _same(files, name, row.same_as):
+            raise CheckpointError(
+                f"{files.directory}: {name} must be a copy of {row.same_as}, and differs from it"
+            )
+    stored = {leaf.path: [files.tensors[name].dtype for name in leaf.names] for leaf in plan.leaves}
+    return params.with_stored_dtypes(cfg, stored), plan
+
+
+def _same(files: TorchFiles, one: str, other: str) -> bool:
+    a, b = files.read(one), files.read(other)
+    return a.dtype == b.dtype and a.shape == b.shape and np.array_equal(bits(a), bits(b))
+
+
+def read_leaf(files: TorchFiles, leaf: Leaf, dtype: np.dtype) -> np.ndarray:
+    """One parameter of ours, read from the torch tensors that fill it, in `dtype`; layers are read in parallel."""
+    out = np.empty(leaf.shape, dtype)
+
+    def read(i: int) -> None:
+        tensor = _cast(files.read(leaf.names[i], reuse=True), dtype, leaf.names[i])
+        part = out[i] if leaf.stacked else out
+        copy_tiled(bits(part), leaf.transform.to_ours(bits(tensor), leaf.part_shape))
+
+    if len(leaf.names) == 1 or out.nbytes < _PARALLEL_BYTES:
+        for i in range(len(leaf.names)):
+            read(i)
+    else:
+        list(_readers().map(read, range(len(leaf.names))))
+    return out
+
+
+@functools.cache
+def _readers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(4, os.cpu_count() or 1), "checkpoint reader")
+
+
+def _cast(tensor: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    if tensor.dtype == dtype:
+        return tensor
+    with np.errstate(over="ignore"):
+        cast = tensor.astype(dtype)
+    if dtype == np.float16 and not np.array_equal(np.isfinite(cast), np.isfinite(tensor)):
+        raise CheckpointError(f"{name} has values beyond the range of float16; bfloat16 holds them")
+    return cast
+
+
+def load_torch(
+    directory: str | os.PathLike, dtype: str | None = None, shardings: Shardings = None
+) -> tuple[ChromaConfig, ChromaModel]:
+    """Loads a checkpoint in the Hub's layout (config.json and safetensors), without PyTorch.
+
+    Args:
+      directory: where it lies.
+      dtype: what Reasoner, Backbone and Decoder compute in and are held in: "float32", "bfloat16" or "float16". None
+        keeps what is stored: each of audio encoder, text model, Backbone and Decoder in the widest dtype that its own
+        tensors have. The Codec is always float32.
+      shardings: where the parameters go: a tree of `jax.sharding.Sharding` shaped like the model, a function from the
+        abstract model to such a tree, or one Sharding for everything. None: the default device.
+
+    Returns:
+      The configuration and the model. The host holds one (stacked) parameter at a time.
+
+    Raises:
+      ValueError: (CheckpointError) a checkpoint that is damaged, incomplete, or not Chroma; found before any data is read.
+    """
+    files = open_torch(directory)
+    cfg, plan = plan_torch(files)
+    cfg = cfg if dtype is None else cfg.with_dtype(dtype)
+    abstract, wanted, where = params.model_of(cfg, shardings)
+    arrays = {}
+    for leaf in plan.leaves:
+        arrays[leaf.path] = params.place(
+            read_leaf(files, leaf, wanted[leaf.path].dtype), where[leaf.path]
+        )
+    return cfg, params.build(abstract, arrays)

@@ -1,0 +1,115 @@
+"""Directories that appear whole or not at all.
+
+Everything is written into a hidden sibling of the target, which takes the target's name when all is there. Whatever
+interrupts the writing, the target is what it was before; what a killed process left behind is swept up by the next one
+that writes to the same target.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+
+from chroma_jax.checkpoint.torch_table import CheckpointError
+
+# A complete checkpoint, ours or PyTorch's, has one of these. Nothing else is ever overwritten.
+_CHECKPOINT_MARKS = ("chroma_jax.json", "config.json")
+_LOCK = ".lock"
+# Beyond the arrays themselves: metadata, configuration, tokenizer.
+_SPARE_BYTES = 64 * 2**20
+
+
+@contextlib.contextmanager
+def staged(out: str | os.PathLike, *, overwrite: bool) -> Iterator[str]:
+    """A directory to write into, which becomes `out` if the block ends well and vanishes otherwise.
+
+    Args:
+      out: the target. Its parent directories are made.
+      overwrite: whether a checkpoint that is there may be replaced. It stays until the new one is complete.
+
+    Raises CheckpointError before the block runs if `out` is occupied, cannot be written, or is being written by another
+    process.
+    """
+    out = os.path.abspath(os.path.expanduser(os.fspath(out)))
+    parent, name = os.path.split(out)
+    stage, replaced = (
+        os.path.join(parent, f".{name}.{kind}") for kind in ("incomplete", "replaced")
+    )
+    _check_target(out, overwrite)
+    with contextlib.ExitStack() as stack:
+        try:
+            os.makedirs(stage, exist_ok=True)
+            lock = stack.enter_context(open(os.path.join(stage, _LOCK), "w"))
+        except OSError as e:
+            raise CheckpointError(f"cannot write to {out}: {e.strerror}") from e
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            raise CheckpointError(f"another process is writing {out}") from e
+        try:
+            _recover(out, replaced)
+            _check_target(out, overwrite)
+            _empty(stage)
+            yield stage
+            os.unlink(os.path.join(stage, _LOCK))
+            _swap(stage, out, replaced)
+        except BaseException:
+            shutil.rmtree(stage, ignore_errors=True)
+            raise
+
+
+def _check_target(out: str, overwrite: bool) -> None:
+    if os.path.isdir(out):
+        content = os.listdir(out)
+        if content and not overwrite:
+            raise CheckpointError(f"{out} exists and is not empty; --overwrite replaces it")
+        if content and not any(mark in content for mark in _CHECKPOINT_MARKS):
+            raise CheckpointError(f"{out} is no checkpoint: it will not be overwritten")
+    elif os.path.lexists(out):
+        raise CheckpointError(f"{out} is a file; a directory is wanted")
+
+
+def _recover(out: str, replaced: str) -> None:
+    """A process killed between the two renames of `_swap` leaves the old checkpoint aside: puts it back."""
+    if os.path.isdir(replaced):
+        if os.path.lexists(out):
+            shutil.rmtree(replaced)
+        else:
+            os.rename(replaced, out)
+
+
+def _empty(stage: str) -> None:
+    for name in os.listdir(stage):
+        path = os.path.join(stage, name)
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+        elif name != _LOCK:
+            os.unlink(path)
+
+
+def check_space(stage: str, nbytes: int) -> None:
+    """Raises CheckpointError if there is no room for `nbytes` more in a staged directory."""
+    free, wanted = shutil.disk_usage(stage).free, nbytes + _SPARE_BYTES
+    if free < wanted:
+        raise CheckpointError(
+            f"not enough space in {os.path.dirname(stage)}: {wanted / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free"
+        )
+
+
+def _swap(stage: str, out: str, replaced: str) -> None:
+    if os.path.isdir(out):
+        os.rename(out, replaced)
+    os.replace(stage, out)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def check_apart(source: str, out: str | os.PathLike) -> None:
+    """Raises CheckpointError if writing `out` could touch what is being read from `source`."""
+    a, b = (os.path.realpath(os.path.expanduser(os.fspath(p))) for p in (source, out))
+    if os.path.commonpath([a, b]) in (a, b):
+        raise CheckpointError(
+            f"{os.fspath(out)} and the source {source} must not contain each other"
+        )

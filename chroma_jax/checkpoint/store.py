@@ -1,0 +1,319 @@
+"""Our own checkpoints: a directory with an Orbax tree of parameters, and everything else a user of them needs.
+
+    config.json, tokenizer files, ...   as in the PyTorch checkpoint
+    chroma_jax.json                     manifest: format, dtype of every PyTorch tensor, size of every file
+    params/                             Orbax: the parameters, nested by path
+
+The manifest is written last and lists every file with its size, so that a directory that was copied in part is told from
+a whole one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+from chroma_jax.checkpoint import params
+from chroma_jax.checkpoint.from_torch import load_torch
+from chroma_jax.checkpoint.params import Shardings
+from chroma_jax.checkpoint.safetensors_io import DTYPES, NAMES
+from chroma_jax.checkpoint.staging import staged
+from chroma_jax.checkpoint.torch_files import CONFIG_FILE, read_config, read_json, resolve_source
+from chroma_jax.checkpoint.torch_table import CheckpointError, leaf_for
+from chroma_jax.config import ChromaConfig
+from chroma_jax.model.chroma import ChromaModel
+
+MANIFEST = "chroma_jax.json"
+PARAMS = "params"
+FORMAT, VERSION = "chroma_jax", 1
+_CHUNK_BYTES = 64 * 2**20
+# Parameters go to and from the disk in groups of at least this much, unless one alone is larger.
+GROUP_BYTES = 512 * 2**20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What chroma_jax.json holds.
+
+    source: where the parameters came from. tied: whether the Reasoner's head is its embedding. tensors: PyTorch name ->
+    safetensors dtype, which export writes. skipped: counts and bytes of what was left out. files: relative path -> bytes.
+    """
+
+    source: str
+    tied: bool
+    tensors: Mapping[str, str]
+    skipped: Mapping[str, int]
+    files: Mapping[str, int]
+
+
+def orbax_context() -> ocp.Context:
+    """Orbax as this project uses it: uncompressed, because weights are noise, and any subset of parameters at a time.
+
+    Chunks are cut along the leading axis, which costs no transposition, so that a device which holds a slice of a parameter
+    need not read all of it at once. Data files of about a chunk spare Orbax the gathering of chunks in memory.
+    """
+    context = ocp.Context()
+    context.array.saving.use_compression = False
+    context.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
+    context.array.saving.storage_options.shard_axes = (0,)
+    context.array.saving.ocdbt_target_data_file_size = _CHUNK_BYTES
+    context.pytree.loading.partial_load = True
+    return context
+
+
+def nest(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """{"a/b": x} as {"a": {"b": x}}: how parameters lie in Orbax."""
+    tree: dict[str, Any] = {}
+    for path, array in arrays.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = array
+    return tree
+
+
+def unnest(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """`nest` undone."""
+    is_leaf = lambda x: not isinstance(x, Mapping)  # noqa: E731
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+    return {params.path_name(path): leaf for path, leaf in leaves}
+
+
+def groups(sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    """The paths, in order, in groups that are read or written together."""
+    group, total = [], 0
+    for path, nbytes in sizes.items():
+        if group and total + nbytes > GROUP_BYTES:
+            yield group
+            group, total = [], 0
+        group.append(path)
+        total += nbytes
+    if group:
+        yield group
+
+
+def write_manifest(directory: str, manifest: Manifest) -> None:
+    """Lists the directory's files and writes the manifest, which makes it complete."""
+    files = {}
+    for root, _, names in os.walk(directory):
+        for name in sorted(names):
+            path = os.path.join(root, name)
+            if not name.startswith("."):
+                files[os.path.relpath(path, directory)] = os.path.getsize(path)
+    written_by = {
+        name: importlib.metadata.version(name)
+        for name in ("chroma_jax", "jax", "flax", "orbax-checkpoint", "numpy")
+    }
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "written_by": written_by,
+        "source": manifest.source,
+        "tie_word_embeddings": manifest.tied,
+        "skipped": dict(manifest.skipped),
+        "files": dict(sorted(files.items())),
+        "tensors": dict(sorted(manifest.tensors.items())),
+    }
+    with open(os.path.join(directory, MANIFEST), "w", encoding="utf-8") as f:
+        json.dump(content, f, indent=1)
+        f.flush()
+        os.fsync(f.fileno())
+
+
+def read_manifest(directory: str) -> Manifest:
+    """The manifest, after a check that every file it lists is there. Raises CheckpointError naming the file."""
+    path = os.path.join(directory, MANIFEST)
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is no manifest of a {FORMAT} checkpoint")
+    if content.get("version") != VERSION:
+        raise CheckpointError(
+            f"{path} has version {content.get('version')}; this program reads {VERSION}"
+        )
+    tensors, skipped, files = (content.get(key) for key in ("tensors", "skipped", "files"))
+    if (
+        not all(isinstance(value, dict) for value in (tensors, skipped, files))
+        or not isinstance(content.get("tie_word_embeddings"), bool)
+        or not set(tensors.values()) <= set(DTYPES)
+    ):
+        raise CheckpointError(f"{path} is damaged")
+    for name, size in files.items():
+        file = os.path.join(directory, name)
+        if not os.path.isfile(file):
+            raise CheckpointError(f"{directory} is incomplete: {name} is missing")
+        if os.path.getsize(file) != size:
+            raise CheckpointError(
+                f"{directory} is damaged: {name} has {os.path.getsize(file)} bytes, it should have {size}"
+            )
+    return Manifest(
+        source=str(content.get("source")),
+        tied=content["tie_word_embeddings"],
+        tensors=tensors,
+        skipped=skipped,
+        files=files,
+    )
+
+
+def is_converted(directory: str) -> bool:
+    """Whether a directory is (meant to be) one of ours."""
+    return any(os.path.exists(os.path.join(directory, name)) for name in (MANIFEST, PARAMS))
+
+
+def open_converted(directory: str) -> tuple[ChromaConfig, Manifest]:
+    """The configuration (in the dtypes that are stored) and the manifest of one of our directories.
+
+    Raises CheckpointError if it is damaged or incomplete.
+    """
+    if not os.path.isdir(directory):
+        raise CheckpointError(f"no such directory: {directory}")
+    if not os.path.exists(os.path.join(directory, MANIFEST)):
+        what = "an incomplete" if is_converted(directory) else "no converted"
+        raise CheckpointError(f"{directory} is {what} checkpoint: it has no {MANIFEST}")
+    manifest = read_manifest(directory)
+    cfg = params.with_tied_head(read_config(directory), manifest.tied)
+    wanted = params.flatten(params.abstract_model(cfg))
+    leaves = [leaf_for(path, leaf.shape) for path, leaf in wanted.items()]
+    names = {name for leaf in leaves for name in leaf.names}
+    if names != set(manifest.tensors):
+        odd = sorted(names ^ set(manifest.tensors))
+        raise CheckpointError(
+            f"{directory}: {CONFIG_FILE} and {MANIFEST} disagree on {len(odd)} tensors, the first is {odd[0]}"
+        )
+    stored = {leaf.path: [DTYPES[manifest.tensors[name]] for name in leaf.names] for leaf in leaves}
+    return params.with_stored_dtypes(cfg, stored), manifest
+
+
+def read_params(directory: str, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """Some parameters by path, each in the dtype and sharding asked for. Raises CheckpointError if they are not there."""
+    path = os.path.abspath(os.path.join(directory, PARAMS))
+    try:
+        with orbax_context():
+            stored = unnest(ocp.metadata(path).metadata)
+            for name, want in wanted.items():
+                got = tuple(stored[name].shape) if name in stored else "nothing"
+                if got != want.shape:
+                    raise CheckpointError(
+                        f"{path}: {name} should have shape {want.shape}, found {got}"
+                    )
+            return unnest(ocp.load(path, nest(wanted)))
+    except CheckpointError:
+        raise
+    except (ValueError, OSError, KeyError, TypeError) as e:
+        first = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        raise CheckpointError(f"{path} is damaged: {first}") from e
+
+
+def load_converted(
+    directory: str | os.PathLike, dtype: str | None = None, shardings: Shardings = None
+) -> tuple[ChromaConfig, ChromaModel]:
+    """Loads one of our directories. Arguments, result and errors as those of `load_torch`, with the same numbers.
+
+    Every parameter is read straight into its sharding: each process reads its own part.
+    """
+    directory = os.path.expanduser(os.fspath(directory))
+    cfg, _ = open_converted(directory)
+    cfg = cfg if dtype is None else cfg.with_dtype(dtype)
+    abstract, wanted, where = params.model_of(cfg, shardings)
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    arrays: dict[str, jax.Array] = {}
+    for group in groups({path: leaf.size * leaf.dtype.itemsize for path, leaf in wanted.items()}):
+        specs = {
+            path: jax.ShapeDtypeStruct(
+                wanted[path].shape, wanted[path].dtype, sharding=where[path] or here
+            )
+            for path in group
+        }
+        arrays |= read_params(directory, specs)
+    return cfg, params.build(abstract, arrays)
+
+
+class Loaded(NamedTuple):
+    """What `load` returns. `directory` holds the tokenizer and the other files beside the weights."""
+
+    config: ChromaConfig
+    model: ChromaModel
+    directory: str
+
+
+def load(
+    path_or_hub_id: str | os.PathLike, dtype: str | None = None, shardings: Shardings = None
+) -> Loaded:
+    """Loads a checkpoint, whatever it is: a converted directory, a directory in the Hub's layout, or a Hub id.
+
+    Arguments and errors as those of `load_torch`.
+    """
+    directory = resolve_source(path_or_hub_id)
+    loader = load_converted if is_converted(directory) else load_torch
+    return Loaded(*loader(directory, dtype, shardings), directory)
+
+
+def save(
+    directory: str | os.PathLike,
+    cfg: ChromaConfig,
+    model: ChromaModel,
+    extra_files: Iterable[str | os.PathLike] = (),
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Writes a model as a directory that `load` reads and `export` turns into a PyTorch checkpoint.
+
+    With several processes, all of them call it, and the directory is on a file system that they share.
+
+    Args:
+      directory: where to.
+      cfg: the model's configuration; written as config.json.
+      model: the model. Its parameters keep their dtypes.
+      extra_files: files to take along under their own names (tokenizer, chat template, preprocessor_config.json).
+      overwrite: whether a checkpoint that is there may be replaced.
+    """
+    arrays = params.flatten(model)
+    nbytes = sum(array.size * array.dtype.itemsize for array in arrays.values())
+    first = jax.process_index() == 0
+    target = (
+        staged(directory, nbytes=nbytes, overwrite=overwrite) if first else contextlib.nullcontext()
+    )
+    with target as stage:
+        stage = _from_first(stage) if jax.process_count() > 1 else stage
+        with orbax_context():
+            ocp.save(os.path.join(stage, PARAMS), nest(arrays))
+        if first:
+            for file in extra_files:
+                shutil.copyfile(file, os.path.join(stage, os.path.basename(os.fspath(file))))
+            with open(os.path.join(stage, CONFIG_FILE), "w", encoding="utf-8") as f:
+                json.dump(cfg.to_hf(), f, indent=2)
+            leaves = {path: leaf_for(path, array.shape) for path, array in arrays.items()}
+            manifest = Manifest(
+                source="saved by chroma_jax",
+                tied=cfg.reasoner.tie_embeddings,
+                tensors={
+                    name: NAMES[np.dtype(arrays[path].dtype)]
+                    for path, leaf in leaves.items()
+                    for name in leaf.names
+                },
+                skipped={},
+                files={},
+            )
+            write_manifest(stage, manifest)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"chroma_jax.save {os.fspath(directory)}")
+
+
+def _from_first(text: str | None) -> str:
+    """The first process's string, on every process."""
+    buffer = np.zeros(4096, np.uint8)
+    if text is not None:
+        encoded = text.encode("utf-8")
+        buffer[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+    return bytes(multihost_utils.broadcast_one_to_all(buffer)).rstrip(b"\0").decode("utf-8")

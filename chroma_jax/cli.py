@@ -1,0 +1,50 @@
+"""What the commands share: flags parsed, user errors told in one line with exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags
+
+USAGE_ERROR = 2
+
+
+class CommandError(ValueError):
+    """A mistake in how a command was called."""
+
+
+def fail(message: object) -> None:
+    """Prints `error: message` and exits with code 2."""
+    print(f"error: {' '.join(str(message).splitlines())}", file=sys.stderr)
+    sys.exit(USAGE_ERROR)
+
+
+def parse(argv: Sequence[str]) -> list[str]:
+    """absl's flag parsing, with an unknown or bad flag as a one-line error and `--help` as absl has it."""
+    flags.FLAGS.set_default("showprefixforinfo", False)
+    try:
+        return (
+            app.parse_flags_with_usage(list(argv))
+            if {"--help", "--helpfull"} & set(argv)
+            else flags.FLAGS(argv)
+        )
+    except flags.Error as e:
+        fail(f"{e} (--help lists the flags)")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a command: `main` takes no arguments and reads its flags. ValueError and OSError are the user's; others are ours."""
+
+    def guarded(argv: Sequence[str]) -> None:
+        if len(argv) > 1:
+            fail(f"unexpected argument {argv[1]!r}: everything is a flag, as in --name=value")
+        try:
+            main()
+        except (ValueError, OSError) as e:
+            fail(e)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+
+    app.run(guarded, flags_parser=parse)

@@ -1,0 +1,166 @@
+"""Choosing tokens and codes: greedy, temperature, top-k, top-p, min-p, repetition penalty, for three stages at once.
+
+Controls are per row and are arrays inside jit, so requests with different settings share one batch and one compilation. The
+order and the meaning of the controls are those of transformers' logits processors: penalty, temperature, top-k, top-p, min-p.
+
+Axes: B batch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenSampling:
+    """How one kind of token is chosen.
+
+    Attributes:
+      temperature: divides the logits; 0 chooses greedily (after the repetition penalty).
+      top_k: keeps the k likeliest; 0 keeps all.
+      top_p: keeps the smallest set of likeliest tokens with at least this probability; 1 keeps all.
+      min_p: keeps tokens at least this fraction as likely as the likeliest; 0 keeps all.
+      repetition_penalty: divides positive and multiplies negative logits of tokens already in this reply (per codebook); 1 is off.
+
+    Raises:
+      ValueError: a value out of range.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self):
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float | np.number) or not np.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, got {value!r}")
+        if self.temperature < 0:
+            raise ValueError(
+                f"temperature must be at least 0 (0 is greedy), got {self.temperature}"
+            )
+        if int(self.top_k) != self.top_k or self.top_k < 0:
+            raise ValueError(
+                f"top_k must be a whole number, at least 0 (0 is off), got {self.top_k}"
+            )
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p must lie in [0, 1], got {self.min_p}")
+        if self.repetition_penalty <= 0:
+            raise ValueError(f"repetition_penalty must be positive, got {self.repetition_penalty}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling(TokenSampling):
+    """How a reply is chosen. The plain controls are those of speech: code 0 and codes 1..Q-1; text is greedy.
+
+    Attributes:
+      text: the Reasoner's text tokens; default greedy, as in the reference.
+      code0: overrides the plain controls for code 0 (the Backbone: what is said, and how).
+      codes: overrides them for codes 1..Q-1 (the Decoder: acoustic detail).
+    """
+
+    text: TokenSampling = TokenSampling()
+    code0: TokenSampling | None = None
+    codes: TokenSampling | None = None
+
+    @classmethod
+    def greedy(cls) -> Sampling:
+        """The likeliest of everything: reproducible without a seed."""
+        return cls()
+
+    def stages(self) -> tuple[TokenSampling, TokenSampling, TokenSampling]:
+        """Controls of text, code 0 and codes 1..Q-1."""
+        plain = TokenSampling(
+            self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty
+        )
+        return self.text, self.code0 or plain, self.codes or plain
+
+
+class Controls(NamedTuple):
+    """`TokenSampling` of every row, as arrays."""
+
+    temperature: jax.Array  # [B] float32
+    top_k: jax.Array  # [B] int32
+    top_p: jax.Array  # [B] float32
+    min_p: jax.Array  # [B] float32
+    repetition_penalty: jax.Array  # [B] float32
+
+
+class StageControls(NamedTuple):
+    """`Sampling` of every row, as arrays."""
+
+    text: Controls
+    code0: Controls
+    codes: Controls
+
+
+def controls(samplings: Sequence[Sampling]) -> StageControls:
+    """Arrays for a batch from one `Sampling` per row."""
+
+    def stack(rows: Sequence[TokenSampling]) -> Controls:
+        def column(name: str, dtype: type) -> np.ndarray:
+            return np.asarray([getattr(row, name) for row in rows], dtype)
+
+        return Controls(
+            column("temperature", np.float32),
+            column("top_k", np.int32),
+            column("top_p", np.float32),
+            column("min_p", np.float32),
+            column("repetition_penalty", np.float32),
+        )
+
+    return StageControls(
+        *(stack(rows) for rows in zip(*(s.stages() for s in samplings), strict=True))
+    )
+
+
+def choose(logits: jax.Array, c: Controls, keys: jax.Array, seen: jax.Array) -> jax.Array:
+    """Picks one token per row.
+
+    Args:
+      logits: [B, V] float32.
+      c: controls of each row.
+      keys: [B] typed PRNG keys; a row's choice depends on its own key alone.
+      seen: [B, V] bool, tokens that the repetition penalty applies to.
+
+    Returns:
+      Token ids [B] int32.
+    """
+    penalty = c.repetition_penalty[:, None]
+    logits = jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+    greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+    def sample() -> jax.Array:
+        scaled = logits / jnp.maximum(c.temperature, 1e-6)[:, None]
+        kept = jnp.where(scaled >= _threshold(scaled, c)[:, None], scaled, -jnp.inf)
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
+        drawn = jnp.argmax(kept + noise, axis=-1).astype(jnp.int32)
+        return jnp.where(c.temperature > 0, drawn, greedy)
+
+    return jax.lax.cond(jnp.any(c.temperature > 0), sample, lambda: greedy)
+
+
+def _threshold(logits: jax.Array, c: Controls) -> jax.Array:
+    """The smallest logit [B] that top-k, top-p and min-p together keep; equal logits are kept together."""
+    vocab = logits.shape[1]
+    ranked = -jnp.sort(-logits, axis=-1)
+    rank = jnp.arange(vocab)
+    top_k = jnp.where(c.top_k > 0, jnp.minimum(c.top_k, vocab), vocab)[:, None]
+    ranked = jnp.where(rank < top_k, ranked, -jnp.inf)
+    probability = jax.nn.softmax(ranked, axis=-1)
+    before = jnp.cumsum(probability, axis=-1) - probability
+    top_p = c.top_p[:, None]
+    kept = (rank < top_k) & ((before < top_p) | (top_p >= 1))
+    kept &= probability >= c.min_p[:, None] * probability[:, :1]
+    kept |= rank == 0
+    return jnp.min(jnp.where(kept, ranked, jnp.inf), axis=-1)

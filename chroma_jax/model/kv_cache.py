@@ -1,0 +1,47 @@
+"""Key/value cache of a stack of attention layers, with a length per row.
+
+Axes: L layers, B batch, S cache length, K kv heads, H head dim.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from chroma_jax.config import LlamaConfig
+
+
+class KVCache(NamedTuple):
+    """Left-aligned keys and values; slots at and beyond a row's length hold nothing and are overwritten later."""
+
+    k: jax.Array  # [L, B, S, K, H]
+    v: jax.Array  # [L, B, S, K, H]
+    length: jax.Array  # [B] int32, positions written
+
+    @property
+    def size(self) -> int:
+        """Positions that fit, S."""
+        return self.k.shape[2]
+
+
+def init_cache(cfg: LlamaConfig, batch: int, size: int) -> KVCache:
+    """An empty cache for `size` positions of each of `batch` rows, in the compute dtype."""
+    shape = (cfg.num_layers, batch, size, cfg.num_kv_heads, cfg.head_dim)
+    zeros = jnp.zeros(shape, cfg.dtype)
+    return KVCache(zeros, zeros, jnp.zeros((batch,), jnp.int32))
+
+
+def write(stack: jax.Array, layer: jax.Array, slots: jax.Array, new: jax.Array) -> jax.Array:
+    """Puts new [B, T, K, H] into stack [L, B, S, K, H] at `layer` and per-row slots [B, T].
+
+    Slots beyond S are dropped (and not clamped onto the last one): callers bound the length.
+    """
+    rows = jnp.arange(slots.shape[0])[:, None]
+    return stack.at[layer, rows, slots].set(new.astype(stack.dtype), mode="drop")
+
+
+def visible(slots: jax.Array, size: int) -> jax.Array:
+    """Mask [B, T, S]: the query written at slots [B, T] sees all of its row's slots up to its own."""
+    return jnp.arange(size) <= slots[:, :, None]
