@@ -1,7 +1,9 @@
 # Two commands do all the set-up, on a machine with Python 3.11 or newer:
 #   make demo   environment, install, a spoken reply to a spoken question
 #   make test   environment, install, tests
-PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+# The first Python that is new enough and runs.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null && echo $$p && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
@@ -13,8 +15,8 @@ help:
 
 # torch first: on its own, so that a CPU build that is at hand is taken; the tests use it as their oracle.
 $(VENV)/installed: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "error: Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11"; exit 2; }
+	@test -n "$(PYTHON)" || \
+	  { echo "error: Python 3.11 or newer is needed; set PYTHON=/path/to/it"; exit 2; }
 	@$(PYTHON) -c 'import ensurepip' 2> /dev/null || \
 	  { echo "error: $(PYTHON) lacks venv; on Debian: apt-get install python3-venv"; exit 2; }
 	$(PYTHON) -m venv $(VENV)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from absl import app, flags
+from absl import app, flags, logging
 
 USAGE_ERROR = 2
 
@@ -21,14 +21,12 @@ def fail(message: object) -> None:
 
 
 def parse(argv: Sequence[str]) -> list[str]:
-    """absl's flag parsing, with an unknown or bad flag as a one-line error and `--help` as absl has it."""
-    flags.FLAGS.set_default("showprefixforinfo", False)
+    """absl's flag parsing; an unknown or bad flag is a one-line error, and asking for help no error at all."""
+    if {"--help", "-h", "-help", "--h"} & set(argv):
+        app.usage(shorthelp=True, writeto_stdout=True)
+        sys.exit(0)
     try:
-        return (
-            app.parse_flags_with_usage(list(argv))
-            if {"--help", "--helpfull"} & set(argv)
-            else flags.FLAGS(argv)
-        )
+        return flags.FLAGS(list(argv))
     except flags.Error as e:
         fail(f"{e} (--help lists the flags)")
 
@@ -42,6 +40,8 @@ def run(main: Callable[[], None]) -> None:
         try:
             main()
         except (ValueError, OSError) as e:
+            if logging.vlog_is_on(1):  # --verbosity=1: where it came from
+                raise
             fail(e)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

@@ -9,6 +9,7 @@ by `python -m chroma_jax.convert`, or a Hub id. Exit code 2 and one line on stan
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 
@@ -16,126 +17,131 @@ from absl import flags
 
 from chroma_jax import cli
 
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "directory (Hub layout or converted) or Hub id of the weights"
-)
-_CONFIG = flags.DEFINE_enum(
-    "config",
-    None,
-    ["tiny"],
-    "instead of a checkpoint: random weights of this size, which make noise",
-)
-_QUESTION = flags.DEFINE_string("question", None, "sound file with the spoken question")
-_TEXT = flags.DEFINE_string("text", None, "the question as text; with --question, said after it")
-_VOICE = flags.DEFINE_string(
-    "voice", None, "sound file with the reference voice, or a voice saved as .npz"
-)
-_VOICE_TEXT = flags.DEFINE_string("voice_text", None, "exactly what the reference voice says")
-_OUT = flags.DEFINE_string("out", None, "WAV file to write")
-_SYSTEM = flags.DEFINE_string(
-    "system_prompt", None, "replaces the default system prompt; empty for none"
-)
-_MAX_SECONDS = flags.DEFINE_float(
-    "max_seconds", None, "longest answer; default: as long as the context allows"
-)
-_DTYPE = flags.DEFINE_enum(
-    "dtype", None, ["float32", "bfloat16", "float16"], "weights and arithmetic; default: as stored"
-)
-_SEED = flags.DEFINE_integer(
-    "seed", 0, "the same seed gives the same reply", lower_bound=0, upper_bound=2**32 - 1
-)
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "of the speech codes; 0 is greedy")
-_TOP_K = flags.DEFINE_integer("top_k", 0, "keep the k likeliest speech codes; 0 keeps all")
-_TOP_P = flags.DEFINE_float(
-    "top_p", 1.0, "keep the likeliest speech codes of this total probability"
-)
-_MIN_P = flags.DEFINE_float(
-    "min_p", 0.0, "keep speech codes at least this fraction as likely as the likeliest"
-)
-_REPETITION = flags.DEFINE_float(
-    "repetition_penalty", 1.0, "against speech codes already used; 1 is off"
-)
-_TEXT_TEMPERATURE = flags.DEFINE_float("text_temperature", 0.0, "of the text; 0 is greedy")
-_TEXT_TOP_P = flags.DEFINE_float(
-    "text_top_p", 1.0, "keep the likeliest text tokens of this total probability"
-)
-
 _WHERE = (
     "no --checkpoint: the weights are FlashLabs/Chroma-4B on the Hugging Face Hub (gated: accept its licence there, "
     "then `hf auth login`); pass --checkpoint=FlashLabs/Chroma-4B or a directory, or --config=tiny for random weights"
 )
 
 
-def _sampling():
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Called by the command only: other commands have flags of the same names."""
+    string = functools.partial(flags.DEFINE_string, flag_values=values)
+    number = functools.partial(flags.DEFINE_float, flag_values=values)
+    integer = functools.partial(flags.DEFINE_integer, flag_values=values)
+    choice = functools.partial(flags.DEFINE_enum, flag_values=values)
+    string("checkpoint", None, "directory (Hub layout or converted) or Hub id of the weights")
+    choice(
+        "config",
+        None,
+        ["tiny"],
+        "instead of a checkpoint: random weights of this size, which make noise",
+    )
+    string("question", None, "sound file with the spoken question")
+    string(
+        "text",
+        None,
+        "the question as text; with --question, what follows the sound in the same turn",
+    )
+    string("voice", None, "sound file with the reference voice, or a voice saved as .npz")
+    string("voice_text", None, "exactly what the reference voice says")
+    string("out", None, "WAV file to write")
+    string("system_prompt", None, "replaces the default system prompt; empty for none")
+    number("max_seconds", None, "longest answer; default: as long as the context allows")
+    choice(
+        "dtype",
+        None,
+        ["float32", "bfloat16", "float16"],
+        "weights and arithmetic; default: as stored",
+    )
+    integer("seed", 0, "the same seed gives the same reply", lower_bound=0, upper_bound=2**32 - 1)
+    number("temperature", 0.0, "of the speech codes; 0 is greedy")
+    integer("top_k", 0, "keep the k likeliest speech codes; 0 keeps all")
+    number("top_p", 1.0, "keep the likeliest speech codes of this total probability")
+    number("min_p", 0.0, "keep speech codes at least this fraction as likely as the likeliest")
+    number("repetition_penalty", 1.0, "against speech codes already used; 1 is off")
+    number("text_temperature", 0.0, "of the text; 0 is greedy")
+    number("text_top_p", 1.0, "keep the likeliest text tokens of this total probability")
+
+
+def _sampling(given):
     from chroma_jax import Sampling, TokenSampling
 
     return Sampling(
-        temperature=_TEMPERATURE.value,
-        top_k=_TOP_K.value,
-        top_p=_TOP_P.value,
-        min_p=_MIN_P.value,
-        repetition_penalty=_REPETITION.value,
-        text=TokenSampling(temperature=_TEXT_TEMPERATURE.value, top_p=_TEXT_TOP_P.value),
+        temperature=given.temperature,
+        top_k=given.top_k,
+        top_p=given.top_p,
+        min_p=given.min_p,
+        repetition_penalty=given.repetition_penalty,
+        text=TokenSampling(temperature=given.text_temperature, top_p=given.text_top_p),
     )
 
 
-def _voice():
+def _voice(given):
     from chroma_jax import Voice
 
-    if not _VOICE.value:
+    if not given.voice:
         raise cli.CommandError(
             "no --voice: Chroma answers in the voice of a reference recording, with --voice_text"
         )
-    if _VOICE.value.endswith(".npz"):
-        return Voice.load(_VOICE.value)
-    if not _VOICE_TEXT.value:
+    if given.voice.endswith(".npz"):
+        return Voice.load(given.voice)
+    if not given.voice_text:
         raise cli.CommandError(
             "no --voice_text: a voice needs its transcript, exactly what the recording says"
         )
-    return Voice(_VOICE.value, _VOICE_TEXT.value)
+    return Voice(given.voice, given.voice_text)
 
 
-def _chroma():
-    from chroma_jax import Chroma
+def _processor(given):
+    """The part of the model that costs nothing: configuration and tokenizer."""
+    from chroma_jax.audio.prompt import Processor
+    from chroma_jax.checkpoint import read_config, resolve_source
     from chroma_jax.config import tiny
 
-    if _CONFIG.value:
-        config = tiny().with_dtype(_DTYPE.value or "float32")
+    if given.config:
+        return Processor.load(tiny().with_dtype(given.dtype or "float32"))
+    directory = resolve_source(given.checkpoint)
+    return Processor.load(read_config(directory), directory)
+
+
+def _chroma(given, processor):
+    from chroma_jax import Chroma
+
+    if given.config:
         print("random weights (--config=tiny): what follows is noise, not speech", file=sys.stderr)
-        return Chroma.random(config, seed=0)
-    return Chroma.from_pretrained(_CHECKPOINT.value, dtype=_DTYPE.value)
+        return Chroma.random(processor.config, seed=0)
+    return Chroma.from_pretrained(given.checkpoint, dtype=given.dtype)
 
 
-def main() -> None:
+def main(given: flags.FlagValues = flags.FLAGS) -> None:
     """Reads the flags, checks all of the input, answers, writes, reports."""
     from chroma_jax import Turn
-    from chroma_jax.audio.wav import check_output, load_audio
+    from chroma_jax.audio.wav import check_output
+    from chroma_jax.generation.session import check_request
 
     # Everything that can be wrong with the call, before the weights are read.
-    if bool(_CHECKPOINT.value) == bool(_CONFIG.value):
+    if bool(given.checkpoint) == bool(given.config):
         raise cli.CommandError(
-            _WHERE if not _CHECKPOINT.value else "--checkpoint and --config exclude each other"
+            _WHERE if not given.checkpoint else "--checkpoint and --config exclude each other"
         )
-    if not (_QUESTION.value or _TEXT.value):
+    if not (given.question or given.text):
         raise cli.CommandError("no question: give --question=FILE (sound), --text=TEXT, or both")
-    if not _OUT.value:
+    if not given.out:
         raise cli.CommandError("no --out: name the WAV file to write")
-    if _MAX_SECONDS.value is not None and not _MAX_SECONDS.value > 0:
-        raise cli.CommandError(f"--max_seconds must be positive, got {_MAX_SECONDS.value}")
-    check_output(_OUT.value)
-    sampling, voice = _sampling(), _voice()
-    if _QUESTION.value:
-        load_audio(_QUESTION.value, 16000)
-    question = Turn(audio=_QUESTION.value, text=_TEXT.value)
+    check_output(given.out)
+    sampling, voice = _sampling(given), _voice(given)
+    question = Turn(audio=given.question, text=given.text)
+    processor = _processor(given)
+    check_request(processor, question, voice, given.max_seconds, given.system_prompt)
 
     start = time.perf_counter()
-    chroma = _chroma()
+    chroma = _chroma(given, processor)
     request = dict(
         voice=voice,
-        max_seconds=_MAX_SECONDS.value,
+        max_seconds=given.max_seconds,
         sampling=sampling,
-        seed=_SEED.value,
-        system_prompt=_SYSTEM.value,
+        seed=given.seed,
+        system_prompt=given.system_prompt,
     )
     loaded = time.perf_counter()
     with chroma.stream(question, **request) as stream:  # compiles, and encodes the voice
@@ -151,12 +157,12 @@ def main() -> None:
     total = time.perf_counter() - ready
     print(flush=True)
     reply = stream.reply()
-    reply.save(_OUT.value)
-    _report(chroma, reply, loaded - start, ready - loaded, first_sound, total)
+    reply.save(given.out)
+    _report(chroma, reply, given.out, loaded - start, ready - loaded, first_sound, total)
 
 
 def _report(
-    chroma, reply, loading: float, warming: float, first_sound: float | None, total: float
+    chroma, reply, out: str, loading: float, warming: float, first_sound: float | None, total: float
 ) -> None:
     from chroma_jax.generation.runtime import time_codec
 
@@ -169,7 +175,7 @@ def _report(
             "real-time factor without codec": f"{max(total - codec, 0) / reply.seconds:.3f} (the codec timed by itself: {1000 * codec:.0f} ms)",
         }
     report |= {
-        "audio": f"{reply.seconds:.2f} s -> {_OUT.value}",
+        "audio": f"{reply.seconds:.2f} s -> {out}",
         "finish reason": reply.finish_reason,
     }
     for name, value in report.items():
@@ -177,4 +183,5 @@ def _report(
 
 
 if __name__ == "__main__":
+    define_flags()
     cli.run(main)

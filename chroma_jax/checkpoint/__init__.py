@@ -4,7 +4,7 @@ from chroma_jax.checkpoint.conversion import convert
 from chroma_jax.checkpoint.from_torch import load_torch
 from chroma_jax.checkpoint.store import Loaded, load, load_converted, save
 from chroma_jax.checkpoint.to_torch import export
-from chroma_jax.checkpoint.torch_files import resolve_source
+from chroma_jax.checkpoint.torch_files import read_config, resolve_source
 from chroma_jax.checkpoint.torch_table import CheckpointError
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "load",
     "load_converted",
     "load_torch",
+    "read_config",
     "resolve_source",
     "save",
 ]

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import os
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from chroma_jax.checkpoint import params
 from chroma_jax.checkpoint.params import Shardings
-from chroma_jax.checkpoint.safetensors_io import bits, copy_tiled
+from chroma_jax.checkpoint.safetensors_io import bits, copy_tiled, for_each
 from chroma_jax.checkpoint.torch_files import TorchFiles, open_torch
 from chroma_jax.checkpoint.torch_table import LM_HEAD, CheckpointError, Leaf, Plan, make_plan
 from chroma_jax.config import ChromaConfig
-from chroma_jax.model.chroma import ChromaModel, abstract_model
-
-_PARALLEL_BYTES = 2**24
+from chroma_jax.model.chroma import ChromaModel
 
 
 def plan_torch(files: TorchFiles) -> tuple[ChromaConfig, Plan]:
@@ -27,7 +23,7 @@ def plan_torch(files: TorchFiles) -> tuple[ChromaConfig, Plan]:
     """
     # The tensors have the last word on tying: the flag stands at either of two levels, and is often wrong.
     cfg = params.with_tied_head(files.config, LM_HEAD not in files.tensors)
-    plan = make_plan(files.tensors, params.flatten(abstract_model(cfg)), files.directory)
+    plan = make_plan(files.tensors, params.flatten(params.abstract(cfg)), files.directory)
     for name, row in plan.skipped.items():
         if row.same_as and not _same(files, name, row.same_as):
             raise CheckpointError(
@@ -51,17 +47,8 @@ def read_leaf(files: TorchFiles, leaf: Leaf, dtype: np.dtype) -> np.ndarray:
         part = out[i] if leaf.stacked else out
         copy_tiled(bits(part), leaf.transform.to_ours(bits(tensor), leaf.part_shape))
 
-    if len(leaf.names) == 1 or out.nbytes < _PARALLEL_BYTES:
-        for i in range(len(leaf.names)):
-            read(i)
-    else:
-        list(_readers().map(read, range(len(leaf.names))))
+    for_each(read, len(leaf.names), out.nbytes)
     return out
-
-
-@functools.cache
-def _readers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(min(4, os.cpu_count() or 1), "checkpoint reader")
 
 
 def _cast(tensor: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:

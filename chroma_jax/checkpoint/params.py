@@ -6,6 +6,7 @@ A path names a parameter as everywhere in this project: "reasoner/llama/layers/a
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -27,6 +28,12 @@ PARAM_DTYPES = {
 }
 # The parts that may differ in dtype; the Codec is held in float32 (see ChromaConfig.with_dtype).
 _PARTS = ("reasoner/audio_encoder/", "reasoner/", "backbone/", "decoder/")
+
+
+@functools.lru_cache(maxsize=8)
+def abstract(cfg: ChromaConfig) -> ChromaModel:
+    """`abstract_model`, remembered: tracing the whole model takes half a second. Not to be changed."""
+    return abstract_model(cfg)
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -131,6 +138,6 @@ def model_of(
     cfg: ChromaConfig, shardings: Shardings
 ) -> tuple[ChromaModel, dict[str, jax.ShapeDtypeStruct], dict[str, jax.sharding.Sharding | None]]:
     """The abstract model of `cfg`, its parameters by path, and the sharding of each (None: default device)."""
-    abstract = abstract_model(cfg)
-    wanted = flatten(abstract)
-    return abstract, wanted, shardings_by_path(shardings, abstract) or dict.fromkeys(wanted)
+    model = abstract(cfg)
+    wanted = flatten(model)
+    return model, wanted, shardings_by_path(shardings, model) or dict.fromkeys(wanted)

@@ -8,11 +8,13 @@ checked from end to end before any of its tensors is read.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO
 
 import ml_dtypes
@@ -43,6 +45,7 @@ DTYPES: dict[str, np.dtype] = {
 NAMES: dict[np.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
 # Transposing in tiles of this many rows and columns keeps both sides in cache.
 _TILE = 256
+_PARALLEL_BYTES = 2**24
 # Per reading thread: the largest tensor of one layer.
 _BUFFER_BYTES = 2**26
 _buffers = threading.local()
@@ -167,7 +170,7 @@ def read_tensor(info: TensorInfo, reuse: bool = False) -> np.ndarray:
 
 
 class Writer:
-    """Writes one file whose tensors are announced beforehand and written in any order."""
+    """Writes one file whose tensors are announced beforehand and written in any order, by any thread."""
 
     def __init__(self, path: str, tensors: Mapping[str, tuple[Shape, np.dtype]]):
         # As in the safetensors library: wide dtypes first, so that everything is aligned; then by name.
@@ -184,7 +187,7 @@ class Writer:
         text = json.dumps(header, separators=(",", ":")).encode("utf-8")
         text += b" " * (-len(text) % 8)
         self._start = 8 + len(text)
-        self._file: BinaryIO = open(path, "wb")  # noqa: SIM115 (closed by close)
+        self._file: BinaryIO = open(path, "wb", buffering=0)  # noqa: SIM115 (closed by close)
         self._file.write(len(text).to_bytes(8, "little") + text)
         self._file.truncate(self._start + at)
 
@@ -195,19 +198,37 @@ class Writer:
             raise ValueError(
                 f"{name} {array.shape} {array.dtype} is written, {shape} {dtype} was announced"
             )
-        self._file.seek(self._start + offset)
-        self._file.write(contiguous(bits(array)).data)
+        view, at = (
+            memoryview(contiguous(bits(array)).reshape(-1).view(np.uint8)),
+            self._start + offset,
+        )
+        while view:
+            count = os.pwrite(self._file.fileno(), view, at)
+            view, at = view[count:], at + count
 
     def finish(self) -> None:
         """Sees to it that all is there and on the disk."""
         if self._pending:
             raise ValueError(f"{len(self._pending)} tensors were announced and not written")
-        self._file.flush()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Closes the file, finished or not."""
         self._file.close()
+
+
+def for_each(task: Callable[[int], None], count: int, nbytes: int) -> None:
+    """task(0), ..., task(count - 1), in parallel where `nbytes` of work is worth it: most of it is copying."""
+    if count == 1 or nbytes < _PARALLEL_BYTES:
+        for i in range(count):
+            task(i)
+    else:
+        list(_threads().map(task, range(count)))
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(4, os.cpu_count() or 1), "checkpoint")
 
 
 def contiguous(x: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ from chroma_jax.checkpoint import params
 from chroma_jax.checkpoint.from_torch import load_torch
 from chroma_jax.checkpoint.params import Shardings
 from chroma_jax.checkpoint.safetensors_io import DTYPES, NAMES
-from chroma_jax.checkpoint.staging import staged
+from chroma_jax.checkpoint.staging import check_space, staged
 from chroma_jax.checkpoint.torch_files import CONFIG_FILE, read_config, read_json, resolve_source
 from chroma_jax.checkpoint.torch_table import CheckpointError, leaf_for
 from chroma_jax.config import ChromaConfig
@@ -183,7 +183,7 @@ def open_converted(directory: str) -> tuple[ChromaConfig, Manifest]:
         raise CheckpointError(f"{directory} is {what} checkpoint: it has no {MANIFEST}")
     manifest = read_manifest(directory)
     cfg = params.with_tied_head(read_config(directory), manifest.tied)
-    wanted = params.flatten(params.abstract_model(cfg))
+    wanted = params.flatten(params.abstract(cfg))
     leaves = [leaf_for(path, leaf.shape) for path, leaf in wanted.items()]
     names = {name for leaf in leaves for name in leaf.names}
     if names != set(manifest.tensors):
@@ -200,7 +200,10 @@ def read_params(directory: str, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> d
     path = os.path.abspath(os.path.join(directory, PARAMS))
     try:
         with orbax_context():
-            stored = unnest(ocp.metadata(path).metadata)
+            metadata = ocp.metadata(path).metadata
+            if not isinstance(metadata, Mapping):
+                raise CheckpointError(f"{path} is damaged: its metadata cannot be read")
+            stored = unnest(metadata)
             for name, want in wanted.items():
                 got = tuple(stored[name].shape) if name in stored else "nothing"
                 if got != want.shape:
@@ -281,10 +284,10 @@ def save(
     arrays = params.flatten(model)
     nbytes = sum(array.size * array.dtype.itemsize for array in arrays.values())
     first = jax.process_index() == 0
-    target = (
-        staged(directory, nbytes=nbytes, overwrite=overwrite) if first else contextlib.nullcontext()
-    )
+    target = staged(directory, overwrite=overwrite) if first else contextlib.nullcontext()
     with target as stage:
+        if first:
+            check_space(stage, nbytes)
         stage = _from_first(stage) if jax.process_count() > 1 else stage
         with orbax_context():
             ocp.save(os.path.join(stage, PARAMS), nest(arrays))

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from chroma_jax.checkpoint import params
-from chroma_jax.checkpoint.safetensors_io import DTYPES, Writer
+from chroma_jax.checkpoint.safetensors_io import DTYPES, Writer, for_each
 from chroma_jax.checkpoint.staging import check_apart, check_space, staged
 from chroma_jax.checkpoint.store import groups, open_converted, read_params
 from chroma_jax.checkpoint.torch_files import (
@@ -60,9 +60,7 @@ def export(
 
 def _export(source: str, stage: str, progress: bool, shard_bytes: int) -> None:
     cfg, manifest = open_converted(source)
-    leaves = [
-        leaf_for(path, a.shape) for path, a in params.flatten(params.abstract_model(cfg)).items()
-    ]
+    leaves = [leaf_for(path, a.shape) for path, a in params.flatten(params.abstract(cfg)).items()]
     dtypes = {name: DTYPES[code] for name, code in manifest.tensors.items()}
     shards = _shards(leaves, dtypes, shard_bytes)
     total = sum(_nbytes(leaf, dtypes) for leaf in leaves)
@@ -133,10 +131,14 @@ def _write_group(
     arrays = read_params(source, specs)
     for leaf in group:
         array = np.asarray(arrays.pop(leaf.path))
-        for i, name in enumerate(leaf.names):
+
+        def write(i: int, leaf: Leaf = leaf, array: np.ndarray = array) -> None:
+            name = leaf.names[i]
             part = (array[i] if leaf.stacked else array).astype(dtypes[name], copy=False)
             writer.write(name, leaf.transform.to_torch(part, leaf.torch_shape))
-            bar.update(part.nbytes)
+
+        for_each(write, len(leaf.names), array.nbytes)
+        bar.update(_nbytes(leaf, dtypes))
 
 
 def _host() -> jax.Device:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 MAX_INT = 2**31 - 1  # what an int32 id or length holds
+REMAT = ("none", "full", "dots", "all_dots")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,11 @@ class RopeConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LlamaConfig:
-    """One LLaMA stack: Reasoner text model, Backbone and Decoder are three of these."""
+    """One LLaMA stack: Reasoner text model, Backbone and Decoder are three of these.
+
+    `remat`: what a layer keeps for its gradient. "none": everything; "full": only its input, the rest is computed again;
+    "dots": results of products with weights; "all_dots": those of attention too. It changes no number.
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -50,8 +55,11 @@ class LlamaConfig:
     qkv_bias: bool = False
     dtype: str = "float32"
     param_dtype: str = "float32"
+    remat: str = "none"
 
     def __post_init__(self):
+        if self.remat not in REMAT:
+            raise ValueError(f"remat must be one of {', '.join(REMAT)}, got {self.remat!r}")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_attention_heads {self.num_heads} is no multiple of "

@@ -15,7 +15,7 @@ from absl import logging
 
 from chroma_jax.audio.batch import Inputs, normalize_inputs, pack
 from chroma_jax.audio.chat import Conversation
-from chroma_jax.audio.prompt import Processor, VoiceArrays
+from chroma_jax.audio.prompt import Processor, Question, VoiceArrays
 from chroma_jax.audio.wav import AudioError, AudioSource, load_audio, save_wav
 from chroma_jax.checkpoint import load
 from chroma_jax.config import ChromaConfig
@@ -129,6 +129,33 @@ class Reply:
     def save(self, path: str | os.PathLike) -> None:
         """Writes a 16-bit WAV, atomically. Raises ValueError when the path cannot be written."""
         save_wav(path, self.audio, self.sample_rate)
+
+
+def check_request(
+    processor: Processor,
+    question: Conversation,
+    voice: Voice,
+    max_seconds: float | None = None,
+    system_prompt: str | None = None,
+) -> tuple[Question, VoiceArrays, int]:
+    """Everything about a request that can be wrong, found without the model: arrays of question and voice, most frames.
+
+    Arguments and errors as those of `Chroma.reply`.
+    """
+    if not isinstance(voice, Voice):
+        raise ValueError(
+            f"voice must be a Voice(audio, transcript), got {type(voice).__name__}: "
+            "Chroma speaks in the voice of a reference recording"
+        )
+    asked = processor.question(question, system_prompt=system_prompt)
+    arrays = _voice_arrays(processor, voice)
+    frames = -(-len(arrays.wave) // processor.config.codec.frame_samples)
+    positions = voice_length(len(arrays.ids), frames)
+    return asked, arrays, runtime.max_frames_of(processor.config, max_seconds, positions)
+
+
+def _voice_arrays(processor: Processor, voice: Voice) -> VoiceArrays:
+    return processor.voice_arrays((voice.wave, _VOICE_RATE), voice.text)
 
 
 class Chroma:
@@ -259,32 +286,20 @@ class Chroma:
     def encode_voice(self, voice: Voice) -> np.ndarray:
         """The voice's codes [F, Q], computed once per voice and codec."""
         if self._codec_id not in voice._codes:
-            voice._codes[self._codec_id] = runtime.encode_voice(
-                self.model, self._voice_arrays(voice).wave
-            )
+            wave = _voice_arrays(self.processor, voice).wave
+            voice._codes[self._codec_id] = runtime.encode_voice(self.model, wave)
         return voice._codes[self._codec_id]
 
     def _prepare(self, question, voice, max_seconds, system_prompt):
-        if not isinstance(voice, Voice):
-            raise ValueError(
-                f"voice must be a Voice(audio, transcript), got {type(voice).__name__}: "
-                "Chroma speaks in the voice of a reference recording"
-            )
-        asked = self.processor.question(question, system_prompt=system_prompt)
-        arrays = self._voice_arrays(voice)
-        # Limits first: the Codec runs on the voice only for a request that can be answered.
-        frames = -(-len(arrays.wave) // self.config.codec.frame_samples)
-        positions = voice_length(len(arrays.ids), frames)
-        max_frames = runtime.max_frames_of(self.config, max_seconds, positions)
+        asked, arrays, max_frames = check_request(
+            self.processor, question, voice, max_seconds, system_prompt
+        )
         codes = self.encode_voice(voice)
         batch = normalize_inputs(self.config, pack([(asked, arrays)]))
         padded = batch.voice_wave.shape[1] // self.config.codec.frame_samples
         voice_frames = np.zeros((1, padded, codes.shape[1]), np.int32)
         voice_frames[0, : len(codes)] = codes
         return runtime.as_prompt(batch, voice_frames, np.array([len(codes)])), max_frames
-
-    def _voice_arrays(self, voice: Voice) -> VoiceArrays:
-        return self.processor.voice_arrays((voice.wave, _VOICE_RATE), voice.text)
 
     def _reply(self, tokens, frames, audio, finish_reason) -> Reply:
         if finish_reason == "context":

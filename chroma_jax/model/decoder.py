@@ -44,8 +44,8 @@ class Decoder(nnx.Module):
         """Teacher forcing: hidden [B, D] and embeddings of codes 0..Q-2 [B, Q-1, D] -> logits of codes 1..Q-1 [B, Q-1, V]."""
         x = jnp.concatenate([hidden[:, None].astype(codes.dtype), codes], axis=1)
         y = self.llama(self._project(x), self._positions(x.shape[0], 0, x.shape[1]))[:, 1:]
-        heads = self.heads[...].astype(y.dtype)
-        return jnp.einsum("BQW,QWV->BQV", y, heads, preferred_element_type=jnp.float32)
+        # One product per codebook, batched over the leading axis: XLA's CPU has no bfloat16 product batched elsewhere.
+        return jax.vmap(project_float32, in_axes=(1, 0), out_axes=1)(y, self.heads[...])
 
     def frame(
         self,

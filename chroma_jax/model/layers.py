@@ -5,6 +5,8 @@ Axes: B batch, T query length, D width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -40,4 +42,18 @@ def project_float32(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x [..., D] times kernel [D, V] accumulated and returned in float32: logits."""
     return jnp.einsum(
         "...D,DV->...V", x, kernel.astype(x.dtype), preferred_element_type=jnp.float32
+    )
+
+
+def rematerialised(layer: Callable, policy: str) -> Callable:
+    """The body of a layer scan, keeping for its gradient what `LlamaConfig.remat` says and computing the rest again."""
+    policies = jax.checkpoint_policies
+    keep = {
+        "full": policies.nothing_saveable,
+        "dots": policies.dots_with_no_batch_dims_saveable,
+        "all_dots": policies.dots_saveable,
+    }
+    # In a scan nothing can be merged across iterations: the barrier against it would only cost.
+    return (
+        layer if policy == "none" else jax.checkpoint(layer, policy=keep[policy], prevent_cse=False)
     )

@@ -17,8 +17,9 @@ from flax import nnx
 from chroma_jax.config import LlamaConfig
 from chroma_jax.model import kv_cache
 from chroma_jax.model.kv_cache import KVCache
-from chroma_jax.model.layers import normal, rms_norm, zeros
+from chroma_jax.model.layers import normal, rematerialised, rms_norm, zeros
 from chroma_jax.model.rope import apply_rotary, rotary_angles
+from chroma_jax.sharding import ROWS, constrain
 
 
 class Attention(nnx.Module):
@@ -90,7 +91,7 @@ class Llama(nnx.Module):
             position never sees the padding after it.
           mask: [B, T, T], true where attention is allowed; default causal.
         """
-        return self._sequence(x, positions, mask)[0]
+        return self._sequence(x, positions, mask, keep=False)[0]
 
     def prefill(
         self, x: jax.Array, lengths: jax.Array, size: int, positions: jax.Array | None = None
@@ -99,7 +100,7 @@ class Llama(nnx.Module):
 
         Returns hidden states [B, T, D] and a cache of `size` >= T positions that holds `lengths` of each row.
         """
-        y, (k, v) = self._sequence(x, positions, None)
+        y, (k, v) = self._sequence(x, positions, None, keep=True)
         room = [(0, 0), (0, 0), (0, size - x.shape[1]), (0, 0), (0, 0)]
         return y, KVCache(jnp.pad(k, room), jnp.pad(v, room), lengths.astype(jnp.int32))
 
@@ -139,7 +140,8 @@ class Llama(nnx.Module):
         grown = width if count is None else count
         return self.norm(x), KVCache(k, v, cache.length + grown)
 
-    def _sequence(self, x, positions, mask):
+    def _sequence(self, x, positions, mask, keep):
+        """Final-normed hidden states, and the stacked keys and values if they are to be kept."""
         cfg, (batch, width) = self.cfg, x.shape[:2]
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(width), (batch, width))
@@ -149,7 +151,9 @@ class Llama(nnx.Module):
 
         def layer(x, block):
             q, k, v = block.attention.project(block.attention_norm(x), cos, sin)
-            return block.mlp(x + block.attention.attend(q, k, v, mask)), (k, v)
+            x = block.mlp(x + block.attention.attend(q, k, v, mask))
+            return constrain(x, ROWS), (k, v) if keep else None
 
-        x, kv = jax.lax.scan(layer, x.astype(cfg.dtype), self.layers)
+        layer = rematerialised(layer, cfg.remat)
+        x, kv = jax.lax.scan(layer, constrain(x.astype(cfg.dtype), ROWS), self.layers)
         return self.norm(x), kv

@@ -21,7 +21,9 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> np.ndarray:
     below original_max / high_freq_factor, and blends in between (Llama 3.1 report; `rope_type: llama3`).
     """
     exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    frequencies = np.float32(1.0) / np.power(np.float32(rope.theta), exponent, dtype=np.float32)
+    # The power in double, rounded once: PyTorch's float32 power is that exact, numpy's is not.
+    powers = np.power(np.float64(rope.theta), exponent.astype(np.float64)).astype(np.float32)
+    frequencies = np.float32(1.0) / powers
     if rope.llama3 is None:
         return frequencies
     stretch = rope.llama3

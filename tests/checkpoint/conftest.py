@@ -14,7 +14,6 @@ from chroma_jax.checkpoint import params
 from chroma_jax.checkpoint.safetensors_io import bits
 from chroma_jax.checkpoint.torch_table import leaf_for
 from chroma_jax.config import ChromaConfig, tiny
-from chroma_jax.model.chroma import abstract_model
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "data" / "chroma-tiny"
 
@@ -22,7 +21,7 @@ GOLDEN = pathlib.Path(__file__).parents[1] / "data" / "chroma-tiny"
 def random_tensors(cfg: ChromaConfig, dtype_of=lambda name: np.float32) -> dict[str, np.ndarray]:
     """Random values under PyTorch's names; each tensor's depend on its name only."""
     shapes = {}
-    for path, param in params.flatten(abstract_model(cfg)).items():
+    for path, param in params.flatten(params.abstract(cfg)).items():
         leaf = leaf_for(path, param.shape)
         shapes |= dict.fromkeys(leaf.names, leaf.torch_shape)
     return {
@@ -69,7 +68,7 @@ def write_checkpoint(directory, tensors, config=None, shards=1):
 def read_checkpoint(directory) -> dict[str, np.ndarray]:
     """All tensors of a directory in the Hub's layout, by the safetensors library."""
     tensors = {}
-    for file in sorted(directory.glob("*.safetensors")):
+    for file in sorted(directory.glob("model*.safetensors")):
         part = safetensors.numpy.load_file(file)
         assert not tensors.keys() & part.keys()
         tensors |= part
