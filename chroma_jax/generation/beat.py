@@ -35,6 +35,7 @@ class Finish(enum.IntEnum):
     LENGTH = 2  # max_frames reached
     CONTEXT = 3  # no room left in a cache or in the Backbone's positions
     CANCELLED = 4
+    HELD = 5  # inside a beat only: a row that this beat leaves as it is
 
 
 class Prompt(NamedTuple):
@@ -169,19 +170,32 @@ def start(
 
 
 def beat(
-    model: ChromaModel, state: BeatState, *, audio: bool = True, trace: bool = False
+    model: ChromaModel,
+    state: BeatState,
+    hold: jax.Array | None = None,
+    *,
+    audio: bool = True,
+    trace: bool = False,
 ) -> tuple[BeatState, Beat]:
     """One text token and two audio frames of every running row.
 
     Args:
       model: the four stages.
       state: from `prefill` or the beat before.
+      hold: [B] bool, rows that this beat leaves exactly as they are (their listener is behind); None for no rows.
       audio: whether the Codec runs; without it `samples` is None.
       trace: whether to return intermediate values.
 
     Returns:
       The next state, and what this beat gave.
     """
+    if hold is not None:
+        hold &= state.finish == Finish.RUNNING
+        held = state._replace(finish=jnp.where(hold, Finish.HELD, state.finish))
+        after, out = beat(model, held, audio=audio, trace=trace)
+        return _keep_rows(hold, state, after), out._replace(
+            finish=jnp.where(hold, Finish.RUNNING, out.finish)
+        )
     s = _end_full_rows(model, state)
     running = s.finish == Finish.RUNNING
     token_valid = running & s.has_text
@@ -246,6 +260,27 @@ def decode(
     return jax.lax.scan(lambda s, _: step(model, s), state, length=num_beats)
 
 
+def row_axis(leaf: jax.Array) -> int:
+    """The batch axis of an array of a BeatState: stacked caches [L, B, S, K, H] have layers in front, all others rows."""
+    return 1 if leaf.ndim == 5 else 0
+
+
+def insert_row(state: BeatState, row: BeatState, slot: jax.Array) -> BeatState:
+    """The state with row `slot` replaced by that of a batch of one with the same cache sizes. The others are untouched."""
+
+    def put(whole: jax.Array, one: jax.Array) -> jax.Array:
+        index = (slice(None),) * row_axis(whole) + (slot,)
+        return whole.at[index].set(jnp.squeeze(one, row_axis(one)))
+
+    return jax.tree.map(put, state, row)
+
+
+def end_rows(state: BeatState, rows: jax.Array) -> BeatState:
+    """The state with `rows` [B] cancelled, if they are running."""
+    ends = rows & (state.finish == Finish.RUNNING)
+    return state._replace(finish=jnp.where(ends, Finish.CANCELLED, state.finish))
+
+
 _TEXT, _SPEECH = 0, 1  # streams of a request's randomness
 
 
@@ -265,6 +300,32 @@ def _keys(key: jax.Array, index: jax.Array | int, stream: int) -> jax.Array:
 def _mark(seen: jax.Array, token: jax.Array, valid: jax.Array) -> jax.Array:
     """seen [..., V] with token [...] marked where valid."""
     return seen | ((jnp.arange(seen.shape[-1]) == token[..., None]) & valid[..., None])
+
+
+def _keep_rows(keep: jax.Array, before: BeatState, after: BeatState) -> BeatState:
+    """`before` for the rows to keep, `after` for the others.
+
+    Keys and values of the growing caches need no such care: what lies beyond a row's length is nothing.
+    """
+
+    def pick(old: jax.Array, new: jax.Array) -> jax.Array:
+        return jnp.where(jnp.expand_dims(keep, _others(old)), old, new)
+
+    def _others(leaf: jax.Array) -> tuple[int, ...]:
+        return tuple(axis for axis in range(leaf.ndim) if axis != row_axis(leaf))
+
+    kept = jax.tree.map(
+        pick,
+        before._replace(reasoner=None, backbone=None),
+        after._replace(reasoner=None, backbone=None),
+    )
+    lengths = {
+        name: getattr(after, name)._replace(
+            length=pick(getattr(before, name).length, getattr(after, name).length)
+        )
+        for name in ("reasoner", "backbone")
+    }
+    return kept._replace(**lengths)
 
 
 def _end_full_rows(model: ChromaModel, s: BeatState) -> BeatState:

@@ -114,6 +114,19 @@ def as_prompt(
     )
 
 
+def cache_sizes(config: ChromaConfig, prompt: Prompt, max_frames: int) -> tuple[int, int]:
+    """Positions of the Reasoner's and the Backbone's cache, in buckets, for `max_frames` frames of each row."""
+    beat_count = -(-max_frames // schedule.FRAMES_PER_TEXT)
+    padded = schedule.voice_length(prompt.voice_ids.shape[1], prompt.voice_frames.shape[1])
+    lengths = schedule.voice_length(prompt.voice_id_lengths, prompt.voice_frame_lengths)
+    limit = config.backbone.llama.max_positions
+    wanted = min(int(np.max(lengths)) + schedule.POSITIONS_PER_BEAT * beat_count + 1, limit)
+    backbone = max(padded, bucket(wanted, bucket_sizes(_FIRST_CACHE, limit)))
+    limit = config.reasoner.text.max_positions
+    wanted = min(prompt.ids.shape[1] + beat_count, limit)
+    return bucket(wanted, bucket_sizes(_FIRST_CACHE, limit)), backbone
+
+
 def begin(
     model: ChromaModel,
     prompt: Prompt,
@@ -121,29 +134,22 @@ def begin(
     samplings: Sequence[Sampling],
     seeds: Sequence[int],
 ) -> BeatState:
-    """Prefill with caches sized in buckets for at most `max_frames` frames of each row."""
-    cfg, count = model.cfg, -(-max_frames // schedule.FRAMES_PER_TEXT)
-    voice = schedule.voice_length(prompt.voice_ids.shape[1], prompt.voice_frames.shape[1])
-    longest = int(
-        np.max(schedule.voice_length(prompt.voice_id_lengths, prompt.voice_frame_lengths))
-    )
-    backbone_limit, reasoner_limit = (
-        cfg.backbone.llama.max_positions,
-        cfg.reasoner.text.max_positions,
-    )
-    wanted = min(longest + schedule.POSITIONS_PER_BEAT * count + 1, backbone_limit)
-    backbone_size = max(voice, bucket(wanted, bucket_sizes(_FIRST_CACHE, backbone_limit)))
-    wanted = min(prompt.ids.shape[1] + count, reasoner_limit)
-    reasoner_size = bucket(wanted, bucket_sizes(_FIRST_CACHE, reasoner_limit))
+    """Prefill of a batch with caches for at most `max_frames` frames of each row."""
+    reasoner_size, backbone_size = cache_sizes(model.cfg, prompt, max_frames)
     return prefill(
         model,
         prompt,
         controls(samplings),
-        jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32)),
+        keys(seeds),
         np.full(len(seeds), max_frames, np.int32),
         reasoner_size=reasoner_size,
         backbone_size=backbone_size,
     )
+
+
+def keys(seeds: Sequence[int]) -> jax.Array:
+    """One typed PRNG key [B] per request."""
+    return jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
 
 
 def run(model: ChromaModel, state: BeatState, max_frames: int, *, audio: bool = True) -> Generated:

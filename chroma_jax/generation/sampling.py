@@ -9,7 +9,7 @@ Axes: B batch, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import jax
@@ -97,17 +97,24 @@ class Controls(NamedTuple):
 
 
 class StageControls(NamedTuple):
-    """`Sampling` of every row, as arrays."""
+    """`Sampling` of every row, as arrays; None for a stage that is plainly greedy in all rows, which compiles to an argmax."""
 
-    text: Controls
-    code0: Controls
-    codes: Controls
+    text: Controls | None
+    code0: Controls | None
+    codes: Controls | None
 
 
-def controls(samplings: Sequence[Sampling]) -> StageControls:
-    """Arrays for a batch from one `Sampling` per row."""
+def controls(samplings: Sequence[Sampling], always: Collection[str] = ()) -> StageControls:
+    """Arrays for a batch from one `Sampling` per row.
 
-    def stack(rows: Sequence[TokenSampling]) -> Controls:
+    `always` names stages ("text", "code0", "codes") that get arrays even where all rows are plainly greedy: a batch whose rows
+    come and go keeps one compilation.
+    """
+
+    def stack(stage: str, rows: Sequence[TokenSampling]) -> Controls | None:
+        if stage not in always and all(map(is_plainly_greedy, rows)):
+            return None
+
         def column(name: str, dtype: type) -> np.ndarray:
             return np.asarray([getattr(row, name) for row in rows], dtype)
 
@@ -119,35 +126,36 @@ def controls(samplings: Sequence[Sampling]) -> StageControls:
             column("repetition_penalty", np.float32),
         )
 
-    return StageControls(
-        *(stack(rows) for rows in zip(*(s.stages() for s in samplings), strict=True))
-    )
+    columns = zip(*(s.stages() for s in samplings), strict=True)
+    return StageControls(*map(stack, StageControls._fields, columns))
 
 
-def choose(logits: jax.Array, c: Controls, keys: jax.Array, seen: jax.Array) -> jax.Array:
+def is_plainly_greedy(sampling: TokenSampling) -> bool:
+    """Whether the choice is the likeliest token, whatever has been said."""
+    return sampling.temperature == 0 and sampling.repetition_penalty == 1
+
+
+def choose(logits: jax.Array, c: Controls | None, keys: jax.Array, seen: jax.Array) -> jax.Array:
     """Picks one token per row.
 
     Args:
       logits: [B, V] float32.
-      c: controls of each row.
+      c: controls of each row; None for the likeliest token.
       keys: [B] typed PRNG keys; a row's choice depends on its own key alone.
       seen: [B, V] bool, tokens that the repetition penalty applies to.
 
     Returns:
       Token ids [B] int32.
     """
+    if c is None:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     penalty = c.repetition_penalty[:, None]
     logits = jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
-    greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-
-    def sample() -> jax.Array:
-        scaled = logits / jnp.maximum(c.temperature, 1e-6)[:, None]
-        kept = jnp.where(scaled >= _threshold(scaled, c)[:, None], scaled, -jnp.inf)
-        noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
-        drawn = jnp.argmax(kept + noise, axis=-1).astype(jnp.int32)
-        return jnp.where(c.temperature > 0, drawn, greedy)
-
-    return jax.lax.cond(jnp.any(c.temperature > 0), sample, lambda: greedy)
+    scaled = logits / jnp.maximum(c.temperature, 1e-6)[:, None]
+    kept = jnp.where(scaled >= _threshold(scaled, c)[:, None], scaled, -jnp.inf)
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
+    sampled = (c.temperature > 0)[:, None]
+    return jnp.argmax(jnp.where(sampled, kept + noise, logits), axis=-1).astype(jnp.int32)
 
 
 def _threshold(logits: jax.Array, c: Controls) -> jax.Array:

@@ -20,7 +20,7 @@ from chroma_jax.audio.wav import AudioError, AudioSource, load_audio, save_wav
 from chroma_jax.checkpoint import load
 from chroma_jax.config import ChromaConfig
 from chroma_jax.generation import runtime
-from chroma_jax.generation.beat import Beat, Finish
+from chroma_jax.generation.beat import Beat, Finish, Prompt
 from chroma_jax.generation.runtime import Generated
 from chroma_jax.generation.sampling import Sampling
 from chroma_jax.model.chroma import ChromaModel, random_model
@@ -224,9 +224,9 @@ class Chroma:
         Raises:
           ValueError: bad audio, an empty or too long question, a voice or max_seconds beyond the context.
         """
-        prompt, max_frames = self._prepare(question, voice, max_seconds, system_prompt)
+        prompt, max_frames = self.prepare(question, voice, max_seconds, system_prompt)
         state = runtime.begin(
-            self.model, prompt, max_frames, [sampling or Sampling()], [_seed(seed)]
+            self.model, prompt, max_frames, [sampling or Sampling()], [check_seed(seed)]
         )
         out = runtime.run(self.model, state, max_frames)
         tokens = out.text_tokens[0, : out.num_text_tokens[0]]
@@ -248,8 +248,8 @@ class Chroma:
 
         The chunks put together are exactly `reply`'s text, frames and samples. `close()`, or leaving the `with` block, cancels.
         """
-        prompt, max_frames = self._prepare(question, voice, max_seconds, system_prompt)
-        return ReplyStream(self, prompt, max_frames, sampling or Sampling(), _seed(seed))
+        prompt, max_frames = self.prepare(question, voice, max_seconds, system_prompt)
+        return ReplyStream(self, prompt, max_frames, sampling or Sampling(), check_seed(seed))
 
     def generate(
         self,
@@ -278,7 +278,7 @@ class Chroma:
         batch = normalize_inputs(self.config, inputs)
         rows = len(batch.lengths)
         samplings = runtime.per_row("sampling", sampling or Sampling(), rows, Sampling)
-        seeds = [_seed(s) for s in runtime.per_row("seed", seed, rows, (int, np.integer))]
+        seeds = [check_seed(s) for s in runtime.per_row("seed", seed, rows, (int, np.integer))]
         prompt = runtime.as_prompt(batch, *runtime.encode_voices(self.model, batch))
         state = runtime.begin(self.model, prompt, int(max_frames), samplings, seeds)
         return runtime.run(self.model, state, int(max_frames), audio=audio)
@@ -290,7 +290,14 @@ class Chroma:
             voice._codes[self._codec_id] = runtime.encode_voice(self.model, wave)
         return voice._codes[self._codec_id]
 
-    def _prepare(self, question, voice, max_seconds, system_prompt):
+    def prepare(
+        self,
+        question: Conversation,
+        voice: Voice,
+        max_seconds: float | None = None,
+        system_prompt: str | None = None,
+    ) -> tuple[Prompt, int]:
+        """The device-side prompt (a batch of one) and the most frames of a request; arguments and errors as for `reply`."""
         asked, arrays, max_frames = check_request(
             self.processor, question, voice, max_seconds, system_prompt
         )
@@ -300,6 +307,19 @@ class Chroma:
         voice_frames = np.zeros((1, padded, codes.shape[1]), np.int32)
         voice_frames[0, : len(codes)] = codes
         return runtime.as_prompt(batch, voice_frames, np.array([len(codes)])), max_frames
+
+    def join(self, chunks: Sequence[Chunk], finish_reason: str) -> Reply:
+        """Chunks of one stream, in order, as one reply."""
+
+        def all_of(name: str, empty: np.ndarray) -> np.ndarray:
+            return np.concatenate([empty, *(getattr(chunk, name) for chunk in chunks)])
+
+        return self._reply(
+            all_of("tokens", np.zeros(0, np.int32)),
+            all_of("frames", np.zeros((0, self.config.num_codebooks), np.int32)),
+            all_of("audio", np.zeros(0, np.float32)),
+            finish_reason,
+        )
 
     def _reply(self, tokens, frames, audio, finish_reason) -> Reply:
         if finish_reason == "context":
@@ -378,23 +398,14 @@ class ReplyStream:
 
     def reply(self) -> Reply:
         """What has been given so far, as one reply; after the last chunk, exactly `Chroma.reply`'s."""
-        books = self._chroma.config.num_codebooks
-
-        def join(name: str, empty: np.ndarray) -> np.ndarray:
-            return np.concatenate([empty, *(getattr(chunk, name) for chunk in self._chunks)])
-
-        return self._chroma._reply(
-            join("tokens", np.zeros(0, np.int32)),
-            join("frames", np.zeros((0, books), np.int32)),
-            join("audio", np.zeros(0, np.float32)),
-            self.finish_reason,
-        )
+        return self._chroma.join(self._chunks, self.finish_reason)
 
     def _dispatch(self) -> None:
         self._state, self._next = runtime.beat(self._chroma.model, self._state)
 
 
-def _seed(seed: int) -> int:
+def check_seed(seed: int) -> int:
+    """The seed as an int. Raises ValueError for what is no seed."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
         raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, got {seed!r}")
     return int(seed)

@@ -5,6 +5,7 @@ import pathlib
 import shutil
 import zlib
 
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from chroma_jax.checkpoint import params
 from chroma_jax.checkpoint.safetensors_io import bits
 from chroma_jax.checkpoint.torch_table import leaf_for
 from chroma_jax.config import ChromaConfig, tiny
+from chroma_jax.model.chroma import ChromaModel
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "data" / "chroma-tiny"
 
@@ -30,6 +32,17 @@ def random_tensors(cfg: ChromaConfig, dtype_of=lambda name: np.float32) -> dict[
         .astype(np.dtype(dtype_of(name)))
         for name, shape in shapes.items()
     }
+
+
+def random_ours(cfg: ChromaConfig, seed: int = 0) -> ChromaModel:
+    """A model of ours with random parameters, without compiling an initialiser."""
+    rng = np.random.default_rng(seed)
+    wanted = params.flatten(params.abstract(cfg))
+    arrays = {
+        path: jnp.asarray(rng.standard_normal(p.shape).astype(p.dtype))
+        for path, p in wanted.items()
+    }
+    return params.build(params.abstract(cfg), arrays)
 
 
 def mixed_dtype(name: str) -> np.dtype:

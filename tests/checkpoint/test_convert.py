@@ -57,7 +57,7 @@ def test_loading_casts_as_load_torch_does(tmp_path, then):
 
 
 def test_many_groups_convert_like_one(tmp_path, tensors, monkeypatch):
-    monkeypatch.setattr("chroma_jax.checkpoint.store.GROUP_BYTES", 100_000)
+    monkeypatch.setattr("chroma_jax.checkpoint.store.GROUP_BYTES", 300_000)
     monkeypatch.setattr("chroma_jax.checkpoint.safetensors_io._PARALLEL_BYTES", 1000)
     source = write_checkpoint(tmp_path / "it", tensors)
     convert(source, tmp_path / "out")
@@ -204,8 +204,8 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch, moment, error):
     def interrupt(*_):
         raise error("now")
 
-    monkeypatch.setattr("chroma_jax.checkpoint.store.GROUP_BYTES", 100_000)
     if moment == "read_leaf":
+        monkeypatch.setattr("chroma_jax.checkpoint.store.GROUP_BYTES", 500_000)
         from chroma_jax.checkpoint.from_torch import read_leaf
 
         def interrupt(files, leaf, dtype):
@@ -229,7 +229,7 @@ def stop(*_):
     time.sleep(60)
 
 moment, source, out, overwrite = sys.argv[1:]
-store.GROUP_BYTES = 100_000
+store.GROUP_BYTES = 500_000
 if moment == "params":
     finalize = conversion.ocp.partial.finalize
     conversion.ocp.partial.finalize = stop

@@ -12,6 +12,7 @@ from conftest import (
     assert_same_model,
     assert_same_tensors,
     mixed_dtype,
+    random_ours,
     random_tensors,
     read_checkpoint,
     write_checkpoint,
@@ -20,7 +21,6 @@ from conftest import (
 from chroma_jax.checkpoint import CheckpointError, convert, export, load_torch, save
 from chroma_jax.checkpoint.safetensors_io import Writer
 from chroma_jax.config import ChromaConfig, tiny
-from chroma_jax.model.chroma import random_model
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_the_tied_flag_is_right_and_otherwise_left_alone(tmp_path, tied, flags):
 
 def test_a_model_made_here_can_be_exported(tmp_path):
     cfg = tiny()
-    model = random_model(cfg, seed=1)
+    model = random_ours(cfg, seed=1)
     save(tmp_path / "saved", cfg, model)
     export(tmp_path / "saved", tmp_path / "out")
     assert_same_model(load_torch(tmp_path / "out")[1], model)

@@ -1,5 +1,6 @@
 """Our own directories: save, load, shardings, and every kind of damage."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -7,7 +8,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from conftest import GOLDEN, assert_same_model
+from conftest import GOLDEN, assert_same_model, random_ours
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -23,7 +24,6 @@ from chroma_jax.checkpoint import (
 )
 from chroma_jax.checkpoint.store import groups, nest, unnest
 from chroma_jax.config import tiny
-from chroma_jax.model.chroma import random_model
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_loading_into_shardings_changes_no_number(converted, mesh, which, dtype)
 @pytest.mark.parametrize("tied", [False, True])
 def test_what_is_saved_is_loaded(tmp_path, mesh, tied, sharded):
     cfg = params.with_tied_head(tiny(), tied).with_dtype("bfloat16")
-    model = random_model(cfg, seed=3)
+    model = random_ours(cfg, seed=3)
     extra = tmp_path / "tokenizer.json"
     extra.write_text("{}")
     if sharded:
@@ -97,10 +97,8 @@ def test_mixed_dtypes_are_saved_as_they_are(tmp_path):
     """Trained in float32, frozen in bfloat16: each part keeps its own."""
     cfg = tiny().with_dtype("bfloat16")
     llama = tiny().backbone.llama
-    import dataclasses
-
     cfg = dataclasses.replace(cfg, backbone=dataclasses.replace(cfg.backbone, llama=llama))
-    model = random_model(cfg)
+    model = random_ours(cfg)
     save(tmp_path / "out", cfg, model)
     loaded = load(tmp_path / "out")
     assert_same_model(loaded.model, model)
@@ -109,11 +107,11 @@ def test_mixed_dtypes_are_saved_as_they_are(tmp_path):
 
 def test_save_replaces_only_when_told(tmp_path):
     cfg = tiny()
-    save(tmp_path / "out", cfg, random_model(cfg, 0))
+    save(tmp_path / "out", cfg, random_ours(cfg, 0))
     with pytest.raises(CheckpointError, match="exists and is not empty"):
-        save(tmp_path / "out", cfg, random_model(cfg, 1))
-    save(tmp_path / "out", cfg, random_model(cfg, 1), overwrite=True)
-    assert_same_model(load(tmp_path / "out").model, random_model(cfg, 1))
+        save(tmp_path / "out", cfg, random_ours(cfg, 1))
+    save(tmp_path / "out", cfg, random_ours(cfg, 1), overwrite=True)
+    assert_same_model(load(tmp_path / "out").model, random_ours(cfg, 1))
 
 
 def data_file(directory):

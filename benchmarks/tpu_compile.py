@@ -1,0 +1,103 @@
+"""Compiles prefill and one beat of the published sizes for a TPU, on a machine that has none, and prints what they need.
+
+    pip install libtpu
+    python benchmarks/tpu_compile.py [--topology=v6e:2x2] [--rows=1] [--json=tpu.json]
+
+Shapes only: no weights are made. Memory is that of one chip that holds the whole model in bfloat16; the beat's state is
+updated in place, so what it needs beyond arguments is its temporaries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import pathlib
+import time
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to ask
+os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
+os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+os.environ.setdefault("TPU_WORKER_ID", "0")
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+from chroma_jax import Sampling
+from chroma_jax.config import chroma_4b
+from chroma_jax.generation import beat
+from chroma_jax.generation.sampling import controls
+from chroma_jax.model.chroma import abstract_model
+
+
+def shapes(rows: int):
+    """Model and arguments of prefill: an 8-second question, an 8-second voice, room for a 40-second answer."""
+    config = chroma_4b().with_dtype("bfloat16")
+    audio, books = config.reasoner.audio, config.num_codebooks
+    array, ints = jax.ShapeDtypeStruct, lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
+    prompt = beat.Prompt(
+        ids=ints(rows, 256),
+        lengths=ints(rows),
+        chunks=array((rows, 4, audio.chunk_frames, audio.num_mel_bins), jnp.float32),
+        chunk_lengths=ints(rows, 4),
+        voice_ids=ints(rows, 64),
+        voice_id_lengths=ints(rows),
+        voice_frames=ints(rows, 128, books),
+        voice_frame_lengths=ints(rows),
+    )
+    sampling = controls([Sampling(temperature=0.7, top_k=50)] * rows)
+    sampling = jax.tree.map(lambda x: array(x.shape, x.dtype), sampling)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+    return abstract_model(config), (prompt, sampling, keys, ints(rows))
+
+
+def main() -> None:
+    """Prints the table and writes JSON on request."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--topology", default="v6e:2x2", help="one of its chips is used")
+    parser.add_argument("--rows", type=int, default=1, help="streams in the batch")
+    parser.add_argument("--json", help="also write the table here")
+    args = parser.parse_args()
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=args.topology)
+    chip = topology.devices[0]
+
+    def on_chip(tree):
+        place = SingleDeviceSharding(chip)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
+
+    model, arguments = shapes(args.rows)
+    prefill = functools.partial(beat.prefill, reasoner_size=512, backbone_size=1536)
+    state = jax.eval_shape(prefill, model, *arguments)
+    programs = {
+        "prefill": (jax.jit(prefill), (model, *arguments)),
+        "beat": (jax.jit(beat.beat, donate_argnums=1), (model, state)),
+    }
+    rows = []
+    for name, (program, inputs) in programs.items():
+        start = time.perf_counter()
+        compiled = program.lower(*on_chip(inputs)).compile()
+        memory, seconds = compiled.memory_analysis(), time.perf_counter() - start
+        rows.append(
+            {
+                "program": name,
+                "weights and inputs, GB": round(memory.argument_size_in_bytes / 1e9, 2),
+                "updated in place, MB": round(memory.alias_size_in_bytes / 1e6, 1),
+                "temporaries, MB": round(memory.temp_size_in_bytes / 1e6, 1),
+                "compilation, s": round(seconds, 1),
+            }
+        )
+    print(f"jax {jax.__version__}, {chip.device_kind}, {args.rows} row(s)\n")
+    print("| " + " | ".join(rows[0]) + " |\n|" + " --- |" * len(rows[0]))
+    for row in rows:
+        print("| " + " | ".join(str(value) for value in row.values()) + " |")
+    if args.json:
+        content = {"jax": jax.__version__, "device": chip.device_kind, "rows": rows}
+        pathlib.Path(args.json).write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

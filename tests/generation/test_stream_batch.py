@@ -1,0 +1,139 @@
+"""Streams that come and go in one running batch give what they give alone, and nothing compiles twice."""
+
+import numpy as np
+import pytest
+
+from chroma_jax import Sampling, TokenSampling, Turn, Voice
+from chroma_jax.generation import stream_batch
+from chroma_jax.generation.stream_batch import BatchFull, StreamBatch
+
+HOT = Sampling(temperature=0.9, top_k=40)
+
+
+@pytest.fixture(scope="module")
+def requests(voice):
+    """Five requests that differ in question, voice, length, sampling and seed, in the same static shapes."""
+    clip = voice.wave
+    other = Voice((clip[:40000], 24000), "and mister john")
+    return [
+        dict(
+            question=Turn(text="What time is it?"),
+            voice=voice,
+            max_seconds=1.0,
+            sampling=HOT,
+            seed=1,
+        ),
+        dict(question=Turn(text="Hello!"), voice=other, max_seconds=0.4),
+        dict(question=Turn(text="And you?"), voice=other, max_seconds=0.6, sampling=HOT, seed=3),
+        dict(
+            question=Turn(text="Why is that?"), voice=voice, max_seconds=0.16, sampling=HOT, seed=4
+        ),
+        dict(question=Turn(text="Good night."), voice=voice, max_seconds=0.7, sampling=HOT, seed=5),
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone(golden, requests):
+    return [golden.reply(**request) for request in requests]
+
+
+@pytest.fixture(scope="module")
+def make(golden):
+    def make(**changes):
+        sizes = dict(slots=2, question_positions=384, positions=256)
+        return StreamBatch(golden, **(sizes | changes))
+
+    return make
+
+
+def run(batch):
+    steps = 0
+    while batch.busy:
+        batch.step()
+        steps += 1
+        assert steps < 100
+    return steps
+
+
+def same(stream, reply):
+    stream.take()
+    got = stream.reply()
+    np.testing.assert_array_equal(got.frames, reply.frames)
+    np.testing.assert_array_equal(got.tokens, reply.tokens)
+    assert got.text == reply.text
+    assert got.finish_reason == reply.finish_reason
+    np.testing.assert_allclose(got.audio, reply.audio, rtol=0, atol=1e-5)
+
+
+def test_streams_come_and_go(make, requests, alone):
+    batch = make()
+    streams = [batch.admit(**request) for request in requests[:3]]
+    batch.step()
+    batch.step()
+    compiled = [f._cache_size() for f in (stream_batch._beat, stream_batch._insert_row)]
+    streams += [batch.admit(**request) for request in requests[3:]]
+    run(batch)
+    for stream, reply in zip(streams, alone, strict=True):
+        assert stream.done
+        same(stream, reply)
+    assert [f._cache_size() for f in (stream_batch._beat, stream_batch._insert_row)] == compiled
+    assert batch.num_free == 2
+    assert batch.step() == []
+
+
+def test_a_slow_listener_holds_its_own_row_only(make, requests, alone):
+    batch = make(max_pending=3)
+    slow, quick = (batch.admit(**requests[i]) for i in (0, 4))
+    while not quick.done:
+        batch.step()
+        quick.take()
+        assert slow.num_pending <= 3
+    same(quick, alone[4])
+    assert not slow.done
+    while not slow.done:
+        batch.step()
+        slow.take()
+    same(slow, alone[0])
+
+
+def test_cancelling_frees_the_slot_and_disturbs_nobody(make, requests, alone):
+    batch = make()
+    first, second, waiting, last = (batch.admit(**requests[i]) for i in (0, 2, 4, 1))
+    batch.step()
+    batch.step()
+    batch.cancel(waiting)
+    batch.cancel(first)
+    batch.cancel(first)  # again is nothing
+    run(batch)
+    assert first.finish_reason == waiting.finish_reason == "cancelled"
+    assert waiting.take() == []
+    first.take()
+    got = first.reply().frames
+    assert 0 < len(got) < len(alone[0].frames)
+    np.testing.assert_array_equal(got, alone[0].frames[: len(got)])
+    same(second, alone[2])
+    same(last, alone[1])
+
+
+def test_what_does_not_fit_is_refused(make, golden, requests, voice):
+    batch = make(queue=1)
+    for request in requests[:3]:
+        batch.admit(**request)
+    with pytest.raises(BatchFull, match="0 streams run and 3 wait"):
+        batch.admit(**requests[3])
+    batch = make()
+    with pytest.raises(ValueError, match="sample_text"):
+        batch.admit(**(requests[0] | {"sampling": Sampling(text=TokenSampling(temperature=1.0))}))
+    with pytest.raises(ValueError, match="the question takes"):
+        batch.admit(Turn(text="word " * 100), voice=voice)
+    with pytest.raises(ValueError, match="the voice takes"):
+        batch.admit(
+            Turn(text="hi"), voice=Voice((np.full(24000 * 30, 0.1, np.float32), 24000), "x")
+        )
+    with pytest.raises(ValueError, match="seed"):
+        batch.admit(**(requests[0] | {"seed": -1}))
+    with pytest.raises(ValueError, match="another batch"):
+        make().cancel(batch.admit(**requests[0]))
+    for bad in (dict(slots=0), dict(positions=4096), dict(max_pending=0), dict(queue=-1)):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            make(**bad)
