@@ -128,6 +128,7 @@ class Run:
     seconds: float
     bytes_read: int
     bytes_written: int
+    cpu_seconds: float
     peak_rss_gb: float | None = None
     peak_private_gb: float | None = None
 
@@ -140,13 +141,13 @@ def size_of(directory: str) -> int:
 
 def timed_copy(what: str, source: str, out: str) -> Run:
     forget(source)
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     os.makedirs(out)
     for name in os.listdir(source):
         shutil.copyfile(os.path.join(source, name), os.path.join(out, name))
     os.sync()
-    seconds = time.perf_counter() - start
-    run = Run(what, seconds, size_of(source), size_of(out))
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    run = Run(what, seconds, size_of(source), size_of(out), cpu)
     shutil.rmtree(out)
     return run
 
@@ -176,7 +177,13 @@ def timed_command(what: str, source: str, out: str, *args: str) -> Run:
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed with exit code {process.returncode}")
     return Run(
-        what, seconds, size_of(source), size_of(out), usage.ru_maxrss * 1024 / 1e9, private / 1e9
+        what,
+        seconds,
+        size_of(source),
+        size_of(out),
+        usage.ru_utime + usage.ru_stime,
+        usage.ru_maxrss * 1024 / 1e9,
+        private / 1e9,
     )
 
 
@@ -205,6 +212,7 @@ def differences(source: str, exported: str) -> tuple[int, int]:
 
 def main(argv: list[str]) -> None:
     del argv
+    load = os.getloadavg()
     cfg = tiny() if _TINY.value else chroma_4b()
     tensors = checkpoint_tensors(cfg)
     with tempfile.TemporaryDirectory(dir=_DIR.value) as work:
@@ -219,14 +227,19 @@ def main(argv: list[str]) -> None:
         runs += [timed_command("export", converted, exported, "--export")]
         compared, bad = differences(source, exported)
     copy_seconds = (runs[0].seconds + runs[2].seconds) / 2
-    print(f"\n{len(tensors)} tensors, {nbytes(tensors) / 1e9:.2f} GB; {os.cpu_count()} CPU cores\n")
-    print("| step | read | written | time | times a copy | peak resident | peak private |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        f"\n{len(tensors)} tensors, {nbytes(tensors) / 1e9:.2f} GB; {os.cpu_count()} CPU cores, "
+        f"load before {load[0]:.1f}, after {os.getloadavg()[0]:.1f}\n"
+    )
+    print(
+        "| step | read | written | time | times a copy | CPU time | peak resident | peak private |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     gb = lambda x: "" if x is None else f"{x:.2f} GB"  # noqa: E731
     for run in runs:
         print(
             f"| {run.what} | {gb(run.bytes_read / 1e9)} | {gb(run.bytes_written / 1e9)} | {run.seconds:.1f} s "
-            f"| {run.seconds / copy_seconds:.2f} | {gb(run.peak_rss_gb)} | {gb(run.peak_private_gb)} |"
+            f"| {run.seconds / copy_seconds:.2f} | {run.cpu_seconds:.1f} s | {gb(run.peak_rss_gb)} | {gb(run.peak_private_gb)} |"
         )
     print(f"\n{compared} exported tensors compared with the source: {bad} differ")
     if _JSON.value:
@@ -235,6 +248,7 @@ def main(argv: list[str]) -> None:
             "bytes": nbytes(tensors),
             "cpu_count": os.cpu_count(),
             "python": platform.python_version(),
+            "load_average": [load[0], os.getloadavg()[0]],
             "runs": [dataclasses.asdict(run) for run in runs],
             "compared": compared,
             "differ": bad,

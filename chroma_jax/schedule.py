@@ -191,10 +191,10 @@ def beat_extent(has_text: jax.Array) -> tuple[jax.Array, jax.Array]:
     return count, count - 1
 
 
-def teacher_forced(model: ChromaModel, dialogue: Dialogue) -> TeacherForced:
-    """Backbone and Decoder over whole dialogues in one parallel pass; equals what streaming computes on the same tokens.
+def frame_states(model: ChromaModel, dialogue: Dialogue) -> jax.Array:
+    """The Backbone over whole dialogues in one parallel pass: its outputs [B, T, D] that predict each frame.
 
-    Frames at and beyond a row's `frame_lengths` give meaningless outputs. The loss on `TeacherForced` is the paper's.
+    They equal what streaming computes on the same tokens. At and beyond a row's `frame_lengths` they are meaningless.
     """
     d = dialogue
     size = total_length(
@@ -206,14 +206,27 @@ def teacher_forced(model: ChromaModel, dialogue: Dialogue) -> TeacherForced:
     where = layout(*lengths, d.frame_lengths, size)
     x = embed(model, where, d.voice_ids, d.voice_frames, d.hidden, d.text, d.frames)
     outputs = model.backbone.llama(x)
-    hidden = _take(outputs, jnp.minimum(predictors(*lengths, d.frames.shape[1]), size - 1))
-    batch, count, books = d.frames.shape
-    codes = model.backbone.embed_codes(d.frames[..., :-1]).reshape(batch * count, books - 1, -1)
-    code_logits = model.decoder(hidden.reshape(batch * count, -1), codes)
+    return _take(outputs, jnp.minimum(predictors(*lengths, d.frames.shape[1]), size - 1))
+
+
+def frame_logits(model: ChromaModel, hidden: jax.Array, frames: jax.Array) -> jax.Array:
+    """The Decoder on given frames [B, T, Q] and the states [B, T, D] that predict them: logits [B, T, Q-1, V] of codes 1..Q-1."""
+    batch, count, books = frames.shape
+    codes = model.backbone.embed_codes(frames[..., :-1]).reshape(batch * count, books - 1, -1)
+    logits = model.decoder(hidden.reshape(batch * count, -1), codes)
+    return logits.reshape(batch, count, books - 1, -1)
+
+
+def teacher_forced(model: ChromaModel, dialogue: Dialogue) -> TeacherForced:
+    """Backbone and Decoder over whole dialogues in one parallel pass; equals what streaming computes on the same tokens.
+
+    Frames at and beyond a row's `frame_lengths` give meaningless outputs. The loss on `TeacherForced` is the paper's.
+    """
+    hidden = frame_states(model, dialogue)
     return TeacherForced(
         hidden=hidden,
         code0_logits=model.backbone.logits(hidden),
-        code_logits=code_logits.reshape(batch, count, books - 1, -1),
+        code_logits=frame_logits(model, hidden, dialogue.frames),
     )
 
 

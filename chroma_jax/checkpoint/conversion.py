@@ -135,8 +135,7 @@ class _Saver:
 def _return_freed_memory() -> None:
     """glibc keeps what Orbax's writing threads have freed, gigabytes of it, unless it is asked to give it back."""
     with contextlib.suppress(OSError, AttributeError):
-        import os as _o
-        if not _o.environ.get("NOTRIM"): ctypes.CDLL(None).malloc_trim(0)
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _stored_dtypes(files: TorchFiles, plan: Plan, dtype: str | None) -> dict[str, str]:

@@ -20,6 +20,7 @@ from flax import nnx
 
 from chroma_jax.config import AudioEncoderConfig
 from chroma_jax.model.layers import layer_norm, normal, zeros
+from chroma_jax.sharding import ROWS, constrain
 
 
 def sinusoids(length: int, width: int) -> np.ndarray:
@@ -96,7 +97,11 @@ class AudioEncoder(nnx.Module):
         x = self._conv(x, self.conv2, self.conv2_bias, stride=2)
         x = x + jnp.asarray(sinusoids(x.shape[1], cfg.hidden_size), x.dtype)
         valid = jnp.arange(x.shape[1]) < conv_lengths[:, None]
-        x, _ = jax.lax.scan(lambda x, layer: (layer(x, valid), None), x, self.layers)
+
+        def apply(x, layer):
+            return constrain(layer(x, valid), ROWS), None
+
+        x, _ = jax.lax.scan(apply, constrain(x, ROWS), self.layers)
         x = x.reshape(x.shape[0], -1, 2, x.shape[2])
         x = self.norm((x[:, :, 0] + x[:, :, 1]) / 2)
         x = x @ self.projection[...].astype(x.dtype) + self.projection_bias[...].astype(x.dtype)

@@ -47,6 +47,8 @@ def project_float32(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def rematerialised(layer: Callable, policy: str) -> Callable:
     """The body of a layer scan, keeping for its gradient what `LlamaConfig.remat` says and computing the rest again."""
+    if policy == "none":
+        return layer
     policies = jax.checkpoint_policies
     keep = {
         "full": policies.nothing_saveable,
@@ -54,6 +56,4 @@ def rematerialised(layer: Callable, policy: str) -> Callable:
         "all_dots": policies.dots_saveable,
     }
     # In a scan nothing can be merged across iterations: the barrier against it would only cost.
-    return (
-        layer if policy == "none" else jax.checkpoint(layer, policy=keep[policy], prevent_cse=False)
-    )
+    return jax.checkpoint(layer, policy=keep[policy], prevent_cse=False)
