@@ -1,0 +1,453 @@
+"""Manifest and sound files -> a dataset of dialogue records. The work behind `python -m chroma_jax.prepare`."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+from tqdm import tqdm
+
+from chroma_jax.audio.prompt import DEFAULT_SYSTEM_PROMPT, Processor
+from chroma_jax.checkpoint import load, resolve_source
+from chroma_jax.checkpoint.torch_files import read_config
+from chroma_jax.config import ChromaConfig
+from chroma_jax.data import metadata as md
+from chroma_jax.data import shards
+from chroma_jax.data.encode import Asked, Encoder
+from chroma_jax.data.manifest import BadRow, Row, Sounds, check_files, load_row, read_manifest
+from chroma_jax.data.records import HIDDEN_DTYPES, Record
+from chroma_jax.data.voices import VoiceLimits
+
+_SHOWN = 20  # bad rows that are told one by one
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to prepare. Those of the second group may differ between runs into the same directory."""
+
+    max_voice_seconds: float = 10.0
+    max_voice_tokens: int = 96
+    system_prompt: str = DEFAULT_SYSTEM_PROMPT
+    precompute_hidden: bool = False  # run the Reasoner now; the records then hold its states instead of the question's sound
+    hidden_dtype: str = "bfloat16"
+    dtype: str | None = None  # of the Reasoner's arithmetic; default as stored
+    shard_size: int = 256  # rows
+
+    on_bad_row: str = "fail"  # or "skip"
+    check: str = "full"  # reads all sound before starting; "headers" only looks whether it is there
+    batch_seconds: float = 160.0  # sound per device and batch
+    batch_tokens: int = 8192  # Reasoner positions per device and batch
+    threads: int = 8  # that read sound
+
+    def __post_init__(self):
+        for name, choices in (
+            ("hidden_dtype", HIDDEN_DTYPES),
+            ("dtype", (None, "float32", "bfloat16", "float16")),
+            ("on_bad_row", ("fail", "skip")),
+            ("check", ("full", "headers")),
+        ):
+            if getattr(self, name) not in choices:
+                wanted = ", ".join(map(str, choices))
+                raise ValueError(f"{name} must be one of {wanted}, got {getattr(self, name)!r}")
+        for name in ("max_voice_seconds", "max_voice_tokens", "shard_size", "batch_seconds", "batch_tokens", "threads"):  # fmt: skip
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+
+class BadRowsError(ValueError):
+    """Rows that cannot be used, with on_bad_row "fail". `rows` has all of them."""
+
+    def __init__(self, rows: Sequence[BadRow], manifest: str):
+        first = rows[0]
+        super().__init__(
+            f"{manifest}: {len(rows)} bad rows, the first on line {first.line}: {first.reason} "
+            "(--on_bad_row=skip leaves such rows out)"
+        )
+        self.rows = list(rows)
+
+
+def prepare(
+    manifest: str | os.PathLike,
+    checkpoint: str | os.PathLike,
+    out: str | os.PathLike,
+    options: Options | None = None,
+    *,
+    process_id: int = 0,
+    num_processes: int = 1,
+    only_finish: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+    devices: Sequence[jax.Device] | None = None,
+) -> md.Metadata | None:
+    """Makes this process's shards of a dataset, and the dataset's metadata when all shards are there.
+
+    Shard s, `shard_size` rows of the manifest, belongs to process s % num_processes. All processes write into the same directory, on a
+    file system that they share; they need not run at the same time. A run into a directory that an interrupted run left does only
+    what is missing.
+
+    Args:
+      manifest: see `chroma_jax.data.manifest`.
+      checkpoint: a directory or Hub id; its Codec, tokenizer and (for `precompute_hidden`) Reasoner are used.
+      out: the directory to make.
+      options: how.
+      process_id: which process this is.
+      num_processes: how many there are.
+      only_finish: make no shards, only complete a dataset whose shards are all there.
+      say: told, a line each, what happens.
+      devices: where models run; default all of this process.
+
+    Returns:
+      The metadata; or None while shards of other processes are missing.
+
+    Raises:
+      BadRowsError: rows cannot be used.
+      ValueError, OSError: anything else that the caller can mend; the message names it. Finished shards stay.
+    """
+    options = options or Options()
+    if not 0 <= process_id < num_processes:
+        raise ValueError(
+            f"process_id must be from 0 to num_processes - 1 = {num_processes - 1}, got {process_id}"
+        )
+    shards.array_record_module()
+    manifest, out = os.fspath(manifest), os.path.abspath(os.path.expanduser(os.fspath(out)))
+    rows, hashes = read_manifest(manifest)
+    directory = resolve_source(checkpoint)
+    config = read_config(directory)
+    processor = Processor.load(config, directory, system_prompt=options.system_prompt)
+    work = _Work(manifest, out, options, config, processor, rows, hashes)
+    _make_directory(out)
+    done = work.check_directory()
+    if done is not None:
+        say(f"{out} is complete: {done.num_records} records, nothing to do")
+        return done
+    if only_finish:
+        return work.finish_only()
+    mine = range(process_id, len(work.keys), num_processes)
+    with shards.exclusive(out, process_id):
+        work.run(mine, directory, say, devices)
+        metadata = work.finish()
+    if metadata is None:
+        missing = sum(
+            shards.read_note(out, number, key) is None for number, key in enumerate(work.keys)
+        )
+        say(
+            f"this process is done; {missing} shards of other processes are missing. "
+            "The last process completes the dataset, or a run with --finish"
+        )
+    else:
+        voices = metadata.statistics["voices"]
+        say(f"{metadata.num_records} records in {out}; {len(metadata.skipped)} rows left out")
+        if voices["the answer itself"]:
+            say(
+                f"{voices['the answer itself']} records have no other utterance of their speaker and no voice_audio: "
+                "they will be spoken with themselves as voice prompt"
+            )
+    return metadata
+
+
+class _Work:
+    """One run: what is asked, and what of it is there."""
+
+    def __init__(
+        self,
+        manifest: str,
+        out: str,
+        options: Options,
+        config: ChromaConfig,
+        processor: Processor,
+        rows: list[Row | BadRow],
+        hashes: list[str],
+    ):
+        self.manifest, self.out, self.options = manifest, out, options
+        self.config, self.processor = config, processor
+        size = options.shard_size
+        self.bad = [row for row in rows if isinstance(row, BadRow)]
+        self.shards = [
+            [row for row in rows[i : i + size] if isinstance(row, Row)]
+            for i in range(0, len(rows), size)
+        ]
+        # The same line elsewhere in the file is another record: its number is in it.
+        self.keys = [md.fingerprint([i, hashes[i : i + size]]) for i in range(0, len(hashes), size)]
+        frames = int(options.max_voice_seconds * config.codec.frame_rate)
+        self.limits = VoiceLimits(max_frames=frames, max_tokens=options.max_voice_tokens)
+        self.plan: dict[str, Any] = {
+            "config": md.config_parts(config, processor.mel),
+            "tokenizer": md.tokenizer_fingerprint(processor.tokenizer),
+            "hidden": None,
+            "settings": {
+                "max_voice_frames": frames,
+                "max_voice_tokens": options.max_voice_tokens,
+                "system_prompt": options.system_prompt,
+                "shard_size": size,
+            },
+        }
+        if options.precompute_hidden:
+            width = config.reasoner.text.hidden_size
+            self.plan["hidden"] = {
+                "dtype": options.hidden_dtype,
+                "width": width,
+                "arithmetic": options.dtype or "as stored",
+            }
+
+    def check_directory(self) -> md.Metadata | None:
+        """The metadata if all work is done already. Raises DatasetError if the directory holds something else."""
+        begun = self._begun()
+        if begun is not None:
+            self._compare(begun, known_only=True)
+        elif any(not name.startswith(".") for name in os.listdir(self.out)):
+            raise md.DatasetError(
+                f"{self.out} is not empty and holds no dataset that was begun; choose another --out"
+            )
+        if not os.path.exists(os.path.join(self.out, md.METADATA)):
+            return None
+        done = md.read_metadata(self.out)
+        if begun is None or done.key != shards.plan_key(begun, self.keys):
+            raise md.DatasetError(
+                f"{self.out} holds a finished dataset of another manifest; choose another --out"
+            )
+        return done
+
+    def _begun(self) -> dict[str, Any] | None:
+        path = os.path.join(self.out, shards.PLAN)
+        try:
+            with open(path, encoding="utf-8") as f:
+                return json.load(f)
+        except FileNotFoundError:
+            return None
+        except ValueError as e:
+            raise md.DatasetError(f"{path} is damaged: {e}") from e
+
+    def _compare(self, begun: Mapping[str, Any], *, known_only: bool) -> None:
+        """Raises DatasetError naming the first setting in which the directory's shards differ from this run."""
+        got, want = _flat(begun), _flat(json.loads(json.dumps(self.plan)))
+        if known_only:
+            weights = ("codec", "hidden/reasoner")
+            got = {key: value for key, value in got.items() if key not in weights}
+        for key in sorted(set(got) | set(want)):
+            if got.get(key) != want.get(key):
+                raise md.DatasetError(
+                    f"{self.out} was begun with other settings: {key.removeprefix('settings/')} was {got.get(key)!r}, "
+                    f"now it is {want.get(key)!r}; choose another --out"
+                )
+
+    def run(
+        self,
+        mine: Sequence[int],
+        directory: str,
+        say: Callable[[str], None],
+        devices: Sequence[jax.Device] | None,
+    ) -> None:
+        """Makes those of the shards `mine` that are missing."""
+        notes = {number: shards.read_note(self.out, number, self.keys[number]) for number in mine}
+        todo = [number for number in mine if notes[number] is None]
+        bad = [*self.bad, *(row for note in notes.values() if note for row in note.skipped)]
+        wrong: dict[int, list[BadRow]] = {}
+        total = sum(len(self.shards[number]) for number in mine)
+        left = sum(len(self.shards[number]) for number in todo)
+        with concurrent.futures.ThreadPoolExecutor(self.options.threads) as pool:
+            with _bar("checking", left) as bar:
+                for number in todo:
+                    wrong[number] = self._check(number, pool, bar)
+                    bad += wrong[number]
+            self._report(bad, say)
+            if left < total:
+                say(f"resuming: {total - left} of {total} rows are done")
+            # Processes of one jax.distributed job load together, or wait for each other for ever.
+            if not todo and jax.process_count() == 1:
+                return
+            encoder = self._encoder(directory, devices)
+            with _bar("encoding", total, total - left) as bar:  # fmt: skip
+                loads = None
+                for at, number in enumerate(todo):
+                    loads = loads or self._load(number, wrong, pool)
+                    # The next shard's sound is read while this one's is encoded.
+                    ahead = self._load(todo[at + 1], wrong, pool) if at + 1 < len(todo) else None
+                    late = self._make(number, loads, wrong[number], encoder)
+                    loads = ahead
+                    bad += late
+                    if late:
+                        self._report(late, say)
+                    bar.update(len(self.shards[number]))
+
+    def _check(self, number: int, pool, bar) -> list[BadRow]:
+        def reason(row: Row) -> BadRow | None:
+            try:
+                if self.options.check == "full":
+                    load_row(row, self.processor, self.limits)
+                else:
+                    check_files(row)
+                return None
+            except (ValueError, OSError) as e:
+                return BadRow(row.line, str(e))
+            finally:
+                bar.update()
+
+        return [found for found in pool.map(reason, self.shards[number]) if found is not None]
+
+    def _report(self, bad: Sequence[BadRow], say: Callable[[str], None]) -> None:
+        """Tells bad rows. Raises BadRowsError unless they are to be skipped."""
+        bad = sorted(bad)
+        for row in bad[:_SHOWN]:
+            say(f"{self.manifest}:{row.line}: {row.reason}")
+        if len(bad) > _SHOWN:
+            say(f"... and {len(bad) - _SHOWN} more")
+        if bad and self.options.on_bad_row == "fail":
+            raise BadRowsError(bad, self.manifest)
+
+    def _encoder(self, directory: str, devices: Sequence[jax.Device] | None) -> Encoder:
+        """Loads the weights, and settles what the directory's shards are made with."""
+        # Loaded on the host: the accelerator gets only the parts that are run.
+        try:
+            host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+        except RuntimeError:  # JAX_PLATFORMS names the accelerator alone
+            host = None
+        loaded = load(directory, dtype=self.options.dtype, shardings=host)
+        self.plan["codec"] = md.weights_fingerprint(loaded.model.codec)
+        reasoner = None
+        if self.options.precompute_hidden:
+            reasoner = loaded.model.reasoner
+            self.plan["hidden"]["reasoner"] = md.weights_fingerprint(reasoner)
+        begun = self._begun()
+        if begun is None:
+            path = os.path.join(self.out, shards.PLAN)
+            md.write_atomically(path, json.dumps(self.plan, indent=1).encode())
+        else:
+            self._compare(begun, known_only=False)
+        return Encoder(
+            loaded.config,
+            loaded.model.codec,
+            reasoner,
+            batch_seconds=self.options.batch_seconds,
+            batch_tokens=self.options.batch_tokens,
+            devices=devices,
+        )
+
+    def _load(self, number: int, wrong: Mapping[int, Sequence[BadRow]], pool) -> list:
+        lines = {row.line for row in wrong[number]}
+        rows = [row for row in self.shards[number] if row.line not in lines]
+        return [(row, pool.submit(load_row, row, self.processor, self.limits)) for row in rows]
+
+    def _make(self, number: int, loads: list, wrong: list[BadRow], encoder: Encoder) -> list:
+        """Encodes and writes a shard; returns rows that turned out bad only now."""
+        rows: list[tuple[Row, Sounds]] = []
+        late = []
+        for row, future in loads:
+            try:
+                rows.append((row, future.result()))
+            except (ValueError, OSError) as e:
+                late.append(BadRow(row.line, str(e)))
+        if late and self.options.on_bad_row == "fail":
+            raise BadRowsError(late, self.manifest)
+        voiced = [i for i, (_, sounds) in enumerate(rows) if len(sounds.voice)]
+        codes = encoder.codes(
+            [sounds.answer for _, sounds in rows] + [rows[i][1].voice for i in voiced]
+        )
+        voices = dict(zip(voiced, codes[len(rows) :], strict=True))
+        hidden: list[np.ndarray | None] = [None] * len(rows)
+        if self.options.precompute_hidden:
+            states = encoder.hidden([Asked(s.question, s.text) for _, s in rows])
+            kind = np.dtype(getattr(ml_dtypes, self.options.hidden_dtype, None) or self.options.hidden_dtype)  # fmt: skip
+            hidden = [h.astype(kind) for h in states]
+        content = [
+            _record(self.processor, row, sounds, codes[i], voices.get(i), hidden[i])
+            for i, (row, sounds) in enumerate(rows)
+        ]
+        shards.write_shard(
+            self.out, number, self.keys[number], content, sorted([*wrong, *late]), self.config
+        )
+        return late
+
+    def finish(self) -> md.Metadata | None:
+        """Completes the dataset if all shards are there."""
+        if "codec" not in self.plan:  # this run had no shards to make
+            begun = self._begun()
+            if begun is None:
+                return None
+            self.plan = begun
+        return shards.finish(self.out, self.plan, self.keys, self.bad)
+
+    def finish_only(self) -> md.Metadata:
+        """`finish`, or a DatasetError telling what is missing."""
+        metadata = self.finish()
+        if metadata is None:
+            missing = [
+                number
+                for number, key in enumerate(self.keys)
+                if shards.read_note(self.out, number, key) is None
+            ]
+            raise md.DatasetError(
+                f"{self.out} cannot be finished: {len(missing)} of {len(self.keys)} shards are missing, the first is "
+                f"{shards.shard_name(missing[0])}"
+            )
+        return metadata
+
+
+def _record(
+    processor: Processor,
+    row: Row,
+    sounds: Sounds,
+    codes: np.ndarray,
+    voice: np.ndarray | None,
+    hidden: np.ndarray | None,
+) -> Record:
+    config, mel = processor.config, processor.mel
+    books = config.num_codebooks
+    kind = np.int16 if config.backbone.vocab_size <= 2**15 else np.int32
+    stop = np.full((1, books), config.codebook_eos_token_id, kind)
+    mels = sounds.question.mels if hidden is None else []
+    heard = sum(len(clip) for clip in sounds.question.mels) * mel.hop_length / mel.sampling_rate
+    bins = config.reasoner.audio.num_mel_bins
+    rate = config.codec.sampling_rate
+    return Record(
+        id=row.id,
+        line=row.line,
+        speaker=row.speaker,
+        language=row.language,
+        question_seconds=float(heard),
+        answer_seconds=len(sounds.answer) / rate,
+        question_ids=sounds.question.ids,
+        mel=np.concatenate([np.zeros((0, bins), np.float32), *mels]),
+        mel_lengths=np.array([len(clip) for clip in mels], np.int32),
+        text=sounds.text,
+        codes=np.concatenate([codes.astype(kind), stop]),
+        reference_ids=sounds.reference_ids,
+        reference_frames=sounds.reference_frames,
+        voice_ids=sounds.voice_ids,
+        voice_codes=np.zeros((0, books), kind) if voice is None else voice.astype(kind),
+        hidden=hidden,
+    )
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as {"a/b": value}; an empty one is None."""
+    if not isinstance(tree, Mapping):
+        return {prefix: tree}
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        out |= _flat(value, f"{prefix}/{key}" if prefix else key)
+    return out
+
+
+def _bar(what: str, total: int, done: int = 0) -> tqdm:
+    """A progress bar; in a log file, a line every half minute."""
+    seldom = 0.2 if sys.stderr.isatty() else 30.0
+    return tqdm(desc=what, total=total, initial=done, unit="row", mininterval=seldom, delay=seldom)
+
+
+def _make_directory(out: str) -> None:
+    """Makes `out` and tries to write there. Raises DatasetError."""
+    probe = os.path.join(out, f".{os.getpid()}.probe")
+    try:
+        os.makedirs(out, exist_ok=True)
+        with open(probe, "wb") as f:
+            f.write(b"x")
+        os.unlink(probe)
+    except OSError as e:
+        raise md.DatasetError(f"{out} cannot be written: {e.strerror or e}") from e

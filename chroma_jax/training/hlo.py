@@ -1,0 +1,187 @@
+"""Reads what a compiled program really does from its HLO text: XLA's own cost analysis counts the body of a loop once.
+
+A program is a list of computations. The entry runs once, the body of a `while` as often as its condition's bound says (loops
+made by lax.scan count from 0), what it calls as often as itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+
+_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s64": 8, "u64": 8, "f64": 8}  # fmt: skip
+_SHAPE = re.compile(r"\b(pred|[suf]\d+|bf16|f8\w*)\[([\d,]*)\](\{[^}]*\})?")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%(\S+) = (.*?) ([a-z][a-z0-9-]*)\((.*)$")
+_COMPUTATION = re.compile(r"^(ENTRY )?%(\S+) \(")
+# These move nothing, or their parts are counted by themselves.
+_FREE = {
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "iota",
+    "partition-id", "after-all", "copy-done",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    name: str
+    result: str
+    op: str
+    rest: str
+    root: bool
+
+    @property
+    def operands(self) -> list[str]:
+        return re.findall(r"%([\w.-]+)", self.rest.split("), ")[0])
+
+    def attribute(self, name: str) -> str | None:
+        found = re.search(rf"\b{name}=%([\w.-]+)", self.rest)
+        return found and found[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """Per device and run of the program.
+
+    Attributes:
+      collectives: kind -> (how many, bytes: of the larger of operand and result).
+      hbm_bytes: read from and written to main memory by fusions and operations outside them.
+      cycles: what the compiler estimates for them, summed; None where it does not say.
+    """
+
+    collectives: dict[str, tuple[int, int]]
+    hbm_bytes: int
+    cycles: int | None
+
+
+def count(text: str) -> Counts:
+    """Counts from the text of an optimized module (`compiled.as_text()`)."""
+    computations, entry = _parse(text)
+    times: dict[str, int] = defaultdict(int)
+    scheduled: set[str] = set()
+    todo = [(entry, 1, True)]
+    while todo:
+        name, factor, is_scheduled = todo.pop()
+        times[name] += factor
+        if is_scheduled:
+            scheduled.add(name)
+        for instruction in computations[name]:
+            for callee, repeats in _callees(instruction, computations):
+                runs = is_scheduled and instruction.op in ("while", "call", "conditional")
+                todo.append((callee, factor * repeats, runs))
+
+    cycles, moved = 0, 0
+    channels: dict[str, tuple[str, int, int]] = {}
+    for name, instructions in computations.items():
+        if name not in times:
+            continue
+        results = {i.name: i.result for i in instructions}
+        for instruction in instructions:
+            if instruction.op.removesuffix("-start") in _COLLECTIVES:
+                kind, nbytes = _collective(name, instruction, results)
+                # Asynchronous pieces of one collective repeat it under the same channel.
+                found = re.search(r"channel_id=(\d+)", instruction.rest)
+                key = found[1] if found else f"{name}/{instruction.name}"
+                before = channels.get(key, (kind, 0, 0))
+                channels[key] = (kind, max(before[1], times[name]), max(before[2], nbytes))
+            if name in scheduled:
+                estimate = re.search(r'"estimated_cycles":"(\d+)"', instruction.rest)
+                if instruction.op != "while" and estimate:
+                    cycles += int(estimate[1]) * times[name]
+                moved += _hbm_bytes(instruction, results, computations) * times[name]
+    collectives: dict[str, tuple[int, int]] = {}
+    for kind, runs, nbytes in channels.values():
+        number, total = collectives.get(kind, (0, 0))
+        collectives[kind] = (number + runs, total + runs * nbytes)
+    return Counts(dict(sorted(collectives.items())), moved, cycles or None)
+
+
+def _parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
+    computations: dict[str, list[Instruction]] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        if head := _COMPUTATION.match(line):
+            current = computations.setdefault(head[2], [])
+            entry = head[2] if head[1] else entry
+        elif current is not None and (found := _INSTRUCTION.match(line)):
+            current.append(Instruction(*found.groups(), root="ROOT %" in line[:12]))
+    return computations, entry
+
+
+def _callees(instruction: Instruction, computations) -> Iterator[tuple[str, int]]:
+    if instruction.op == "while":
+        condition, body = instruction.attribute("condition"), instruction.attribute("body")
+        bounds = [
+            int(found[1])
+            for i in computations.get(condition, ())
+            if i.op == "constant" and (found := re.match(r"(\d+)\)", i.rest))
+        ]
+        yield body, max(bounds, default=1)
+        return
+    for name in ("calls", "to_apply"):
+        callee = instruction.attribute(name)
+        if callee in computations:
+            yield callee, 1
+    if branches := re.search(r"branch_computations=\{([^}]*)\}", instruction.rest):
+        for callee in re.findall(r"%([\w.-]+)", branches[1]):
+            yield callee, 1
+
+
+def _size(result: str, everywhere: bool = False) -> int:
+    """Bytes of a result in main memory (layouts in other memories carry S(n)), or anywhere."""
+    total = 0
+    for kind, dims, layout in _SHAPE.findall(result):
+        if everywhere or "S(" not in (layout or ""):
+            width = 1 if kind.startswith("f8") else _BYTES.get(kind, 4)
+            total += width * math.prod(int(d) for d in dims.split(",") if d)
+    return total
+
+
+def _collective(computation: str, instruction: Instruction, results) -> tuple[str, int]:
+    kind = instruction.op.removesuffix("-start")
+    if kind == "all-reduce" and "all-reduce-scatter" in computation:
+        kind = "reduce-scatter"
+    operands = sum(_size(results.get(name, ""), True) for name in instruction.operands)
+    # The result of a -start holds the operand too.
+    result = _size(instruction.result, True)
+    return kind, max(operands, result - operands if instruction.op.endswith("-start") else result)
+
+
+def _hbm_bytes(instruction: Instruction, results, computations) -> int:
+    if instruction.op in _FREE or instruction.op.endswith("-done"):
+        return 0
+    if instruction.op == "dynamic-slice":
+        return 2 * _size(instruction.result)
+    if instruction.op == "dynamic-update-slice":
+        return 2 * _size(results.get(instruction.operands[1], ""))
+    inside = computations.get(instruction.attribute("calls") or "", ())
+    written = _size(instruction.result)
+    in_place = None
+    for i in inside:
+        if i.root and i.op == "dynamic-update-slice" and len(i.operands) > 1:
+            # Only the new part is written, and the buffer it goes into is not read.
+            shapes = {j.name: j.result for j in inside}
+            written, in_place = (
+                min(written, _size(shapes.get(i.operands[1], ""), True)),
+                i.operands[0],
+            )
+    read = 0
+    for index, operand in enumerate(instruction.operands):
+        size = _size(results.get(operand, ""))
+        name = next(
+            (i.name for i in inside if i.op == "parameter" and i.rest.startswith(f"{index})")), None
+        )
+        users = [i for i in inside if name is not None and name in i.operands]
+        if name is not None and name == in_place:
+            continue
+        if users and all(
+            i.op in ("dynamic-slice", "gather") and i.operands[0] == name for i in users
+        ):
+            size = min(size, sum(_size(i.result, True) for i in users))
+        read += size
+    if instruction.op == "copy-start":
+        # Result: destination, source, context. One is read, the other written.
+        return _size(instruction.result)
+    return read + written

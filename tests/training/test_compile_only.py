@@ -1,0 +1,137 @@
+"""Compiling for TPU slices without one, and the counting of what the program does."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+import small_training as small
+
+from chroma_jax.training import compile_only, flops, hlo
+from chroma_jax.training.compile_only import BatchSize
+
+SIZE = BatchSize(rows=8, text=3, frames=6, voice_ids=3, voice_frames=2)
+needs_libtpu = pytest.mark.skipif(
+    not compile_only.available(), reason="needs the TPU compiler (libtpu)"
+)
+
+
+def test_flops_of_loops_gradients_and_convolutions():
+    x, w = jax.ShapeDtypeStruct((4, 8), jnp.float32), jax.ShapeDtypeStruct((5, 8, 8), jnp.float32)
+
+    def layers(x, w, policy=None):
+        layer = lambda x, w: (jnp.tanh(x @ w), None)  # noqa: E731
+        if policy is not None:
+            layer = jax.checkpoint(layer, policy=policy)
+        return jax.lax.scan(layer, x, w)[0].sum()
+
+    one = 2 * 4 * 8 * 8
+    assert flops.flops(layers, x, w) == 5 * one
+    assert flops.flops(jax.grad(layers, argnums=(0, 1)), x, w) == 3 * 5 * one
+    again = lambda x, w: layers(x, w, jax.checkpoint_policies.nothing_saveable)  # noqa: E731
+    assert flops.flops(jax.grad(again, argnums=(0, 1)), x, w) == 4 * 5 * one
+    assert flops.flops(jax.jit(layers), x, w) == 5 * one
+    signal, kernel = jnp.zeros((2, 10, 3)), jnp.zeros((4, 3, 7))
+    conv = lambda x, k: jax.lax.conv_general_dilated(  # noqa: E731
+        x, k, (1,), "VALID", dimension_numbers=("NHC", "HIO", "NHC")
+    )
+    assert flops.flops(conv, signal, kernel) == 2 * (2 * 7 * 7) * 4 * 3
+    branch = lambda p, x: jax.lax.cond(p, lambda x: x @ x.T, lambda x: jnp.zeros((4, 4)), x)  # noqa: E731
+    assert flops.flops(branch, True, x) == 2 * 4 * 4 * 8
+
+
+MODULE = """HloModule m, is_scheduled=true
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %s = f32[] add(%a, %b)
+}
+
+%slice_of_stack (p: f32[6,100], i: s32[]) -> f32[1,100] {
+  %p0 = f32[6,100]{1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  ROOT %ds = f32[1,100]{1,0} dynamic-slice(%p0, %p1, %p1), dynamic_slice_sizes={1,100}
+}
+
+%cond (t: (s32[], f32[6,100])) -> pred[] {
+  %t0 = (s32[], f32[6,100]) parameter(0)
+  %limit = s32[] constant(6)
+  %i0 = s32[] get-tuple-element(%t0), index=0
+  ROOT %lt = pred[] compare(%i0, %limit), direction=LT
+}
+
+%body (t: (s32[], f32[6,100])) -> (s32[], f32[6,100]) {
+  %t1 = (s32[], f32[6,100]) parameter(0)
+  %i1 = s32[] get-tuple-element(%t1), index=0
+  %stack = f32[6,100]{1,0} get-tuple-element(%t1), index=1
+  %row = f32[1,100]{1,0} fusion(%stack, %i1), kind=kLoop, calls=%slice_of_stack, backend_config={"estimated_cycles":"10"}
+  %ag = f32[4,100]{1,0:T(8,128)S(1)} all-gather(%row), channel_id=1, replica_groups={{0,1,2,3}}, dimensions={0}
+  ROOT %out = (s32[], f32[6,100]) tuple(%i1, %stack)
+}
+
+ENTRY %main (x: f32[6,100]) -> f32[6,100] {
+  %x = f32[6,100]{1,0} parameter(0)
+  %zero = s32[] constant(0)
+  %init = (s32[], f32[6,100]) tuple(%zero, %x)
+  %loop = (s32[], f32[6,100]) while(%init), condition=%cond, body=%body
+  %y = f32[6,100]{1,0} get-tuple-element(%loop), index=1
+  %ar = f32[6,100]{1,0} all-reduce(%y), channel_id=2, to_apply=%add, backend_config={"estimated_cycles":"7"}
+  ROOT %z = f32[6,100]{1,0} negate(%ar)
+}
+"""
+
+
+def test_a_program_is_counted_with_its_loops():
+    counts = hlo.count(MODULE)
+    assert counts.collectives == {"all-gather": (6, 6 * 1600), "all-reduce": (1, 2400)}
+    assert counts.cycles == 6 * 10 + 7
+    # In the loop: a row read and written by the fusion (with its index) and read by the gather, whose result is not in main memory.
+    in_loop = 6 * (400 + 4 + 400 + 400)
+    assert counts.hbm_bytes == in_loop + 2 * 2400 + 2 * 2400
+
+
+def test_a_collective_in_pieces_is_counted_once():
+    piece = "  %ag2 = f32[4,100]{1,0} all-gather(%row), channel_id=1, dimensions={0}\n  ROOT %out"
+    assert hlo.count(MODULE.replace("  ROOT %out", piece)).collectives["all-gather"][0] == 6
+
+
+@pytest.mark.parametrize("name", ["v5e", "h100:8", "v9:2x2"])
+def test_unknown_topologies(name):
+    with pytest.raises(ValueError, match=f"topology {name!r} must be v4, v5e, v5p, v6e"):
+        compile_only.topology_devices(name)
+
+
+def test_without_the_compiler(monkeypatch):
+    monkeypatch.setattr(compile_only, "available", lambda: False)
+    with pytest.raises(ValueError, match="needs the libtpu package"):
+        compile_only.topology_devices("v5e:2x2")
+
+
+@needs_libtpu
+def test_report():
+    config = small.train_config(
+        compute_dtype="bfloat16",
+        reasoner_dtype="bfloat16",
+        remat="full",
+        mesh={"data": 2, "fsdp": 2},
+    )
+    report = compile_only.report("v5e:2x2", small.CONFIG, config, SIZE)
+    assert report["chips"] == 4 and report["fits"]
+    assert 0 < report["held_bytes"] < report["peak_bytes"] < report["hbm_bytes"]
+    # Parameters are gathered and gradients summed over "data".
+    assert "all-gather" in report["collectives"]
+    assert 0 < report["flops_needed"] < report["flops_executed"] < 1.5 * report["flops_needed"]
+    assert report["bytes_moved"] > 0
+    assert report["seconds"] >= max(report["bounds"].values()) == report["bounds"][report["limit"]]
+    assert 0 < report["mfu"] < 1
+    table = compile_only.markdown(report)
+    assert re.search(r"\| memory per chip \| \d+\.\d\d of 16 GiB", table)
+    with pytest.raises(ValueError, match="8 places for 4 devices"):
+        compile_only.report("v5e:2x2", small.CONFIG, small.change(config, mesh={"fsdp": 8}), SIZE)
+
+
+@needs_libtpu
+def test_topologies_that_the_compiler_does_not_know():
+    with pytest.raises(ValueError, match="libtpu does not describe topology 'v5e:3x17'"):
+        compile_only.topology_devices("v5e:3x17")
