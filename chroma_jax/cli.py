@@ -29,6 +29,10 @@ def parse(argv: Sequence[str]) -> list[str]:
         return flags.FLAGS(list(argv))
     except flags.Error as e:
         fail(f"{e} (--help lists the flags)")
+    except (AttributeError, KeyError) as e:  # how ml_collections says so
+        fail(f"the configuration has no such key: {str(e.args[0]).strip(chr(34))}")
+    except SyntaxError as e:
+        fail(f"--config: {e.filename} is no Python file: {e}")
 
 
 def run(main: Callable[[], None]) -> None:

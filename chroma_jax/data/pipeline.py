@@ -23,9 +23,9 @@ from absl import flags, logging
 
 from chroma_jax.config import ChromaConfig
 from chroma_jax.data import metadata as md
+from chroma_jax.data.batch import Batch
 from chroma_jax.data.mixture import Mixture, Source
 from chroma_jax.data.plan import Limits, Plan, Planned, Shape, in_order
-from chroma_jax.training.batch import Batch
 
 _ENDLESS = 1 << 40  # batches
 

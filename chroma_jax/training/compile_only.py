@@ -21,8 +21,8 @@ import jax.numpy as jnp
 
 from chroma_jax import sharding
 from chroma_jax.config import ChromaConfig
+from chroma_jax.data.batch import Batch
 from chroma_jax.training import flops, hlo
-from chroma_jax.training.batch import Batch
 from chroma_jax.training.config import TrainConfig
 from chroma_jax.training.step import build
 

@@ -24,10 +24,10 @@ from chroma_jax import sharding
 from chroma_jax.checkpoint import params as parameters
 from chroma_jax.checkpoint.store import nest, unnest
 from chroma_jax.config import ChromaConfig
+from chroma_jax.data import batch as batches
+from chroma_jax.data.batch import Batch
 from chroma_jax.model.chroma import ChromaModel, abstract_model
-from chroma_jax.training import batch as batches
 from chroma_jax.training import lora, losses, optim, selection
-from chroma_jax.training.batch import Batch
 from chroma_jax.training.config import TrainConfig
 
 # By default XLA cuts the gathering of a weight into windows and multiplies by each as it comes. Sixteen windows of a contraction

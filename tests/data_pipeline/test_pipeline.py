@@ -10,12 +10,12 @@ import pytest
 from corpus import OPTIONS, read_records, write_corpus
 
 from chroma_jax.data import metadata as md
+from chroma_jax.data.batch import check
 from chroma_jax.data.dataset import Dataset
 from chroma_jax.data.mixture import Source
 from chroma_jax.data.pipeline import Reading, make_evaluation, make_pipeline
 from chroma_jax.data.plan import Limits, Shape
 from chroma_jax.data.prepare import prepare
-from chroma_jax.training.batch import check
 
 READING = Reading(threads=2, prefetch=2)
 

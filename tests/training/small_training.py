@@ -8,9 +8,9 @@ import numpy as np
 from model.random_weights import randomise
 
 from chroma_jax.config import tiny
+from chroma_jax.data.batch import Batch
 from chroma_jax.model.chroma import random_model
 from chroma_jax.training import selection
-from chroma_jax.training.batch import Batch
 from chroma_jax.training.config import LoraConfig, OptimizerConfig, TrainConfig
 
 ROWS, FRAMES, TOKENS = 8, 6, 3

@@ -1,0 +1,174 @@
+"""The checkpoints of a run: what a step changes, where the data stands, and which run it was.
+
+    <workdir>/checkpoints/<step>    Orbax: TrainState; beside it, as its metadata, the data's position and the run's configuration
+    <workdir>/damaged/<step>-<n>    what could not be read, put aside
+
+Frozen parameters are not saved: they come from the checkpoint that the run began with. A checkpoint is written under another
+name and renamed when it is whole, so a process that dies leaves the ones before untouched.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+from chroma_jax.checkpoint.params import path_name
+from chroma_jax.data.metadata import fingerprint
+from chroma_jax.training.step import TrainState
+
+_SPARE_BYTES = 64 * 2**20
+
+
+class Position(NamedTuple):
+    """What of a run is not in its TrainState."""
+
+    step: int  # steps done
+    data: dict[str, Any]  # state of the data's iterator
+    config: dict[str, Any]  # RunConfig.to_dict()
+
+
+def structure(state: Any) -> str:
+    """A fingerprint of names, shapes and dtypes: states of different models, stages or LoRA ranks differ in it."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return fingerprint([[path_name(p), list(x.shape), str(x.dtype)] for p, x in leaves])
+
+
+class Checkpoints:
+    """The newest `keep` checkpoints of a directory; saves go on while training does. A context manager.
+
+    All processes of a run make it and call its methods together; `directory` is on a file system that they share.
+    """
+
+    def __init__(self, directory: str | os.PathLike, keep: int):
+        self.directory = os.path.abspath(os.fspath(directory))
+        self._checkpointer = ocp.training.Checkpointer(
+            self.directory,
+            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            cleanup_tmp_directories=True,
+        )
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._checkpointer.close()
+
+    @property
+    def steps(self) -> list[int]:
+        """Of which there is a checkpoint, ascending."""
+        return [found.step for found in self._checkpointer.checkpoints]
+
+    def save(self, state: TrainState, position: Position) -> None:
+        """Copies the state to the host and writes it in the background; waits for a save that is not done yet.
+
+        Raises OSError where there is no room; a save that fails later raises at the next `save` or `wait`.
+        """
+        self.wait()
+        nbytes = sum(
+            shard.data.nbytes for x in jax.tree.leaves(state) for shard in x.addressable_shards
+        )
+        free = shutil.disk_usage(self.directory).free
+        if free < nbytes + _SPARE_BYTES:
+            raise OSError(
+                f"not enough space in {self.directory} for the checkpoint of step {position.step}: "
+                f"{(nbytes + _SPARE_BYTES) / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free"
+            )
+        metadata = {
+            "structure": structure(state),
+            "data": position.data,
+            "config": position.config,
+        }
+        self._checkpointer.save_async(position.step, state, force=True, custom_metadata=metadata)
+
+    def wait(self) -> None:
+        """Until what is being written is written. Raises OSError if it could not be."""
+        try:
+            self._checkpointer.wait()
+        except Exception as e:  # whatever Orbax met in its thread
+            first = (str(e).strip().splitlines() or [type(e).__name__])[0]
+            raise OSError(f"a checkpoint could not be written to {self.directory}: {first}") from e
+
+    def restore(self, like: TrainState) -> tuple[TrainState, Position] | None:
+        """The newest checkpoint that can be read, in the shapes and shardings of `like`; None if there are none.
+
+        Newer ones that cannot be read are put aside, with a warning.
+
+        Raises:
+          ValueError: the checkpoints are of another model or stage; or there are some and none can be read.
+        """
+        found = self.steps
+        for step in reversed(found):
+            problem, state, position = None, None, None
+            try:
+                metadata = self._checkpointer.metadata(step).custom_metadata
+                theirs = metadata["structure"]
+                position = Position(step, dict(metadata["data"]), dict(metadata["config"]))
+                if theirs == structure(like):
+                    state = self._checkpointer.load(step, like)
+            except Exception as e:  # damage has many faces: tensorstore, JSON, missing files
+                problem = (str(e).strip().splitlines() or [type(e).__name__])[0]
+            if _everywhere(problem is None):
+                if state is None:
+                    raise ValueError(
+                        f"{self.directory} holds the checkpoints of another model, stage or LoRA rank; choose another --workdir"
+                    )
+                return state, position
+            aside = self._put_aside(step)
+            logging.warning(
+                "the checkpoint of step %d is damaged, going back to the one before it; moved to %s (%s)",
+                step, aside, problem or "another process could not read it",
+            )  # fmt: skip
+        if found:
+            raise ValueError(
+                f"none of the {len(found)} checkpoints in {self.directory} can be read; to begin anew choose another --workdir"
+            )
+        return None
+
+    def _put_aside(self, step: int) -> str:
+        folder = os.path.join(os.path.dirname(self.directory), "damaged")
+        number = 0
+        while os.path.exists(aside := os.path.join(folder, f"{step}-{number}")):
+            number += 1
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("chroma_jax.damaged named")
+        if jax.process_index() == 0:
+            os.makedirs(folder, exist_ok=True)
+            os.rename(os.path.join(self.directory, str(step)), aside)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("chroma_jax.damaged moved")
+        self._checkpointer.reload()
+        return aside
+
+
+def abstract(state: TrainState) -> TrainState:
+    """Shapes, dtypes and shardings: what `Checkpoints.restore` wants."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Lines "key: before -> now" of two nested mappings."""
+    lines = []
+    for key in sorted(set(before) | set(now)):
+        a, b = before.get(key), now.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += changes(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: {a!r} -> {b!r}")
+    return lines
+
+
+def _everywhere(here: bool) -> bool:
+    """Whether it is true on every process."""
+    if jax.process_count() == 1:
+        return here
+    return bool(np.all(multihost_utils.process_allgather(np.array(here))))

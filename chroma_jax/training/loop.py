@@ -1,0 +1,304 @@
+"""A run from beginning to end: model, trainer, data, restore, steps, checkpoints, and the trained model as a directory.
+
+    <workdir>/checkpoints    to resume from        <workdir>/tensorboard    scalars
+    <workdir>/model          what `chroma_jax.generate --checkpoint` loads
+
+A run that is started again in its workdir goes on where the newest checkpoint stands: same parameters, moments, step and data, bit for
+bit what an uninterrupted run has.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from chroma_jax import checkpoint, sharding
+from chroma_jax.audio.prompt import Processor
+from chroma_jax.checkpoint.torch_files import CONFIG_FILE, side_files
+from chroma_jax.config import ChromaConfig
+from chroma_jax.data import metadata as md
+from chroma_jax.data.mixture import Mixture
+from chroma_jax.data.pipeline import BatchIterator, Evaluation, make_evaluation, make_pipeline
+from chroma_jax.model.chroma import ChromaModel
+from chroma_jax.training.checkpoints import Checkpoints, Position, abstract, changes
+from chroma_jax.training.progress import Progress, mean
+from chroma_jax.training.run_config import RunConfig, parse_sources
+from chroma_jax.training.step import Trainer, TrainState, build
+
+CHECKPOINTS, TENSORBOARD, MODEL = "checkpoints", "tensorboard", "model"
+EXPORTS = ("end", "now", "never")
+
+
+class NonFiniteError(ValueError):
+    """A loss or gradient became infinite or not a number. The newest checkpoint is from before it."""
+
+
+class Outcome(NamedTuple):
+    """How a run ended."""
+
+    step: int
+    signal: int | None  # that asked it to stop, or None
+    train: dict[str, float] | None  # metrics of the last interval
+    evaluation: dict[str, float] | None  # of held-out records, the last time
+    model: str | None  # the directory of the trained model, where it was written
+
+
+def train(
+    config: RunConfig,
+    workdir: str | os.PathLike,
+    *,
+    export: str = "end",
+    say: Callable[[str], None] = print,
+) -> Outcome:
+    """Trains, or goes on training, until `config.steps`. Every process of a run calls it.
+
+    SIGTERM and SIGINT end it after the step that is running, with a checkpoint; a second one ends it at once.
+
+    Args:
+      config: the run.
+      workdir: where everything it makes is, or will be.
+      export: the trained model is written at the "end", "never", or "now": without a step, from the newest checkpoint.
+      say: told each line, by the first process alone.
+
+    Raises:
+      NonFiniteError: names step and records.
+      ValueError, OSError: what the caller can mend; checkpoints stay.
+    """
+    if export not in EXPORTS:
+        raise ValueError(f"export must be one of {', '.join(EXPORTS)}, got {export!r}")
+    workdir = os.path.abspath(os.path.expanduser(os.fspath(workdir)))
+    first = jax.process_index() == 0
+    say = say if first else lambda line: None
+
+    # Everything that can be wrong, before the weights are read.
+    source = config.model.checkpoint and checkpoint.resolve_source(config.model.checkpoint)
+    sizes = checkpoint.read_config(source) if source else config.model.sizes()
+    trainer = build(sizes, config.train)
+    trainer.check_rows(config.data.batch_size)
+    data, held_out = open_data(config, sizes)
+    say(trainer.summary())
+    for line in data.mixture.describe():
+        say(line)
+    os.makedirs(workdir, exist_ok=True)
+
+    with Checkpoints(os.path.join(workdir, CHECKPOINTS), config.keep) as saved:
+        if export == "now" and not saved.steps:
+            raise ValueError(f"{workdir} has no checkpoint to write a model from")
+        state, frozen = begin(config, trainer, source, [data, held_out])
+        step = 0
+        if saved.steps:
+            like = abstract(state)
+            del state  # its memory is wanted for what is restored
+            state, step = resume(saved, like, data, config, say)
+        run = _Run(config, trainer, data, held_out, saved, say)
+        if export != "now":
+            folder = os.path.join(workdir, TENSORBOARD) if first else None
+            state, step = run.steps(state, frozen, step, folder)
+        saved.wait()
+        if run.signal is not None:
+            say(
+                f"stopped by {signal.Signals(run.signal).name} after step {step}, which is saved; "
+                "the same command resumes there"
+            )
+        written = None
+        if export == "now" or (export == "end" and run.signal is None):
+            written = os.path.join(workdir, MODEL)
+            save_model(written, trainer.model_of(state, frozen), trainer.cfg, source)
+            say(f"the trained model is in {written}")
+    return Outcome(step, run.signal, run.shown, run.evaluated, written)
+
+
+def open_data(config: RunConfig, sizes: ChromaConfig) -> tuple[BatchIterator, Evaluation | None]:
+    """Batches to train on, and those of held-out records. Raises ValueError if they were not prepared for such a model."""
+    shared: dict[str, Any] = dict(
+        batch_size=config.data.batch_size,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        limits=config.data.limits(),
+        num_shapes=config.data.num_shapes,
+        reading=config.data.reading(),
+    )
+    sources = parse_sources(config.data.train, "data.train")
+    data = make_pipeline(sizes, sources, **shared)
+    if not config.data.evaluation:
+        return data, None
+    sources = parse_sources(config.data.evaluation, "data.evaluation")
+    return data, make_evaluation(sizes, sources, **shared)
+
+
+def begin(
+    config: RunConfig, trainer: Trainer, source: str | None, data: list[Any]
+) -> tuple[TrainState, dict[str, Any]]:
+    """(state, frozen) before the first step. Raises ValueError where data was prepared with other weights."""
+    if source is None:
+        return trainer.init()
+    mesh = trainer.mesh
+    where = None if mesh is None else sharding.param_shardings(mesh)
+    loaded = checkpoint.load(source, shardings=where)
+    for batches in data:
+        if batches is not None:
+            check_weights(batches.mixture, loaded.config, loaded.model, source)
+    state, frozen = trainer.from_model(loaded.model)
+    if config.model.start == "random":
+        state = trainer.init()[0]
+    return state, frozen
+
+
+def check_weights(mixture: Mixture, sizes: ChromaConfig, model: ChromaModel, source: str) -> None:
+    """Raises DatasetError if a dataset was made with another Codec, tokenizer or (with Reasoner states) Reasoner."""
+    tokenizer = Processor.load(sizes, source).tokenizer
+    prints = dict(
+        codec=md.weights_fingerprint(model.codec), tokenizer=md.tokenizer_fingerprint(tokenizer)
+    )
+    # A sharded Reasoner is on other processes too; its values stay there.
+    if mixture.hidden and jax.process_count() == 1:
+        prints["reasoner"] = md.weights_fingerprint(model.reasoner)
+    for dataset in mixture.datasets:
+        md.check_made_for(dataset.metadata, sizes, **prints, name=dataset.directory)
+
+
+def resume(
+    saved: Checkpoints,
+    like: TrainState,
+    data: BatchIterator,
+    config: RunConfig,
+    say: Callable[[str], None],
+) -> tuple[TrainState, int]:
+    """(state, steps done) of the newest checkpoint that can be read, with the data at its place."""
+    state, position = saved.restore(like)
+    data.set_state(position.data)
+    say(f"resuming after step {position.step}")
+    for line in changes(position.config, config.to_dict()):
+        say(f"changed since then: {line}")
+    return state, position.step
+
+
+def save_model(directory: str, model: ChromaModel, sizes: ChromaConfig, source: str | None) -> None:
+    """The whole model with the tokenizer files of the checkpoint that it began with; replaces what an earlier run left."""
+    extra = []
+    if source is not None:
+        extra = [os.path.join(source, n) for n in side_files(source) if n != CONFIG_FILE]
+    checkpoint.save(directory, sizes, model, extra, overwrite=True)
+
+
+class _Run:
+    """The steps of a run, and what it has seen."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        trainer: Trainer,
+        data: BatchIterator,
+        held_out: Evaluation | None,
+        saved: Checkpoints,
+        say: Callable[[str], None],
+    ):
+        self.config, self.trainer, self.data = config, trainer, data
+        self.held_out, self.saved, self.say = held_out, saved, say
+        self.signal: int | None = None
+        self.shown: dict[str, float] | None = None
+        self.evaluated: dict[str, float] | None = None
+
+    def steps(
+        self, state: TrainState, frozen: dict[str, Any], step: int, folder: str | None
+    ) -> tuple[TrainState, int]:
+        """From `step` to the end, or to a signal: (state, steps done)."""
+        config, last = self.config, self.config.steps
+        if step >= last:
+            self.say(f"{step} steps are done, {last} were asked for")
+            return state, step
+        progress = Progress(last, self.say, folder, step)
+        unchecked = None
+        try:
+            with _Signals() as signals:
+                while step < last and self.signal is None:
+                    began = time.monotonic()
+                    batch = next(self.data)
+                    waited = time.monotonic() - began
+                    state, metrics = self.trainer.train_step(state, frozen, batch)
+                    step += 1
+                    progress.add(metrics, waited)
+                    # While the devices take this step, the host looks at the one before it.
+                    self._check(unchecked)
+                    unchecked = step, metrics, batch.record_ids
+                    self.signal = signals.asked(step)
+                    ends = step == last or self.signal is not None
+                    log, evaluate, save = (
+                        ends or step % every == 0
+                        for every in (config.log_every, config.eval_every, config.save_every)
+                    )
+                    if log or evaluate or save:
+                        self._check(unchecked)
+                        unchecked = None
+                    if log:
+                        self.shown = progress.report(step)
+                    began = time.monotonic()
+                    if save:
+                        position = Position(step, self.data.get_state(), config.to_dict())
+                        self.saved.save(state, position)
+                    if evaluate and self.held_out is not None and self.signal is None:
+                        self.evaluated = self._evaluate(state, frozen)
+                        progress.evaluation(step, self.evaluated)
+                    progress.pause(time.monotonic() - began)
+        finally:
+            progress.close()
+        return state, step
+
+    def _evaluate(self, state: TrainState, frozen: dict[str, Any]) -> dict[str, float]:
+        return mean([self.trainer.eval_step(state, frozen, batch) for batch in self.held_out])
+
+    def _check(self, done: tuple[int, Any, np.ndarray] | None) -> None:
+        """Raises NonFiniteError if a step's loss or gradient was not finite."""
+        if done is None or bool(done[1]["finite"]):
+            return
+        step, metrics, ids = done
+        if jax.process_count() > 1:  # the culprit may be another process's
+            ids = multihost_utils.process_allgather(ids, tiled=True)
+        names = []
+        for number in ids.tolist():
+            dataset, local = self.data.mixture.find(number)
+            names.append(f"{dataset.directory}#{local} ({dataset[local].id})")
+        raise NonFiniteError(
+            f"step {step}: the loss is {float(metrics['loss'])} and the gradient's norm {float(metrics['grad_norm'])}; "
+            f"the batch's records are {', '.join(names)}; the newest checkpoint is of step {max(self.saved.steps, default=0)}"
+        )
+
+
+class _Signals:
+    """SIGTERM and SIGINT are remembered instead of obeyed, once each; a second one does what it always did.
+
+    With several processes jax.distributed watches for SIGTERM, and all processes agree on the step after which they stop.
+    """
+
+    def __init__(self):
+        self._number: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Signals:
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._take)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _take(self, number: int, _: Any) -> None:
+        self._number = number
+        signal.signal(number, self._before[number])
+
+    def asked(self, step: int) -> int | None:
+        """The signal that asks to stop after `step`, on every process alike."""
+        if jax.process_count() > 1:
+            return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else None
+        return self._number

@@ -1,0 +1,120 @@
+"""Checkpoints of a run: what is kept, what comes back, and what is refused."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from chroma_jax.training.checkpoints import Checkpoints, Position, abstract, changes, structure
+from chroma_jax.training.step import TrainState
+
+
+def state(scale=1.0, width=3):
+    params = {"backbone": {"head": jnp.arange(4.0 * width).reshape(4, width) * scale}}
+    moments = ({"count": jnp.int32(7), "mu": jax.tree.map(lambda x: x + 1, params)}, ())
+    return TrainState(jnp.int32(5), params, moments)
+
+
+def position(step):
+    return Position(step, {"position": step, "plan": "abc"}, {"steps": 9, "train": {"seed": 1}})
+
+
+def assert_same(got, want):
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+        assert a.dtype == b.dtype
+
+
+def test_the_newest_comes_back_and_old_ones_go(tmp_path):
+    with Checkpoints(tmp_path / "c", keep=2) as saved:
+        assert saved.steps == [] and saved.restore(abstract(state())) is None
+        for step in (1, 2, 10):
+            saved.save(state(step), position(step))
+        saved.wait()
+        assert saved.steps == [2, 10]
+    with Checkpoints(tmp_path / "c", keep=2) as saved:
+        got, where = saved.restore(abstract(state()))
+    assert_same(got, state(10))
+    assert where == position(10)
+
+
+def test_a_save_is_not_disturbed_by_the_next_step(tmp_path):
+    """The state is donated to the step that follows, while it is still being written."""
+    step = jax.jit(lambda s: jax.tree.map(lambda x: x * 0, s), donate_argnums=0)
+    big = TrainState(jnp.int32(1), {"w": jnp.ones((1000, 1000))}, ())
+    with Checkpoints(tmp_path / "c", keep=1) as saved:
+        saved.save(big, position(1))
+        jax.block_until_ready(step(big))
+        saved.wait()
+        got, _ = saved.restore(
+            abstract(TrainState(jnp.int32(1), {"w": jnp.ones((1000, 1000))}, ()))
+        )
+    assert float(got.params["w"].min()) == 1 and int(got.step) == 1
+
+
+def test_restored_into_another_sharding(tmp_path):
+    devices = np.array(jax.devices()[:4])
+    mesh = jax.sharding.Mesh(devices, ("fsdp",))
+    where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
+    with Checkpoints(tmp_path / "c", keep=1) as saved:
+        saved.save(state(), position(1))
+        saved.wait()
+        like = abstract(state())
+        head = jax.ShapeDtypeStruct((4, 3), jnp.float32, sharding=where)
+        like = like._replace(params={"backbone": {"head": head}})
+        got, _ = saved.restore(like)
+    assert got.params["backbone"]["head"].sharding == where
+    assert_same(got, state())
+
+
+def test_another_shape_is_refused(tmp_path):
+    with Checkpoints(tmp_path / "c", keep=1) as saved:
+        saved.save(state(), position(1))
+        saved.wait()
+        with pytest.raises(ValueError, match="another model, stage or LoRA rank"):
+            saved.restore(abstract(state(width=5)))
+        assert saved.steps == [1]
+    assert structure(state()) == structure(abstract(state(2.0))) != structure(state(width=5))
+
+
+def test_a_full_disk_is_told_before_writing(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path / "c", keep=1) as saved:
+        saved.save(state(), position(1))
+        saved.wait()
+        full = shutil.disk_usage(tmp_path)._replace(free=1000)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+        with pytest.raises(OSError, match="not enough space in .* for the checkpoint of step 2"):
+            saved.save(state(), position(2))
+        assert saved.steps == [1]
+
+
+def test_a_write_that_fails_is_told(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path / "c", keep=1) as saved:
+
+        def fail():
+            raise RuntimeError("No space left on device\nlong story")
+
+        monkeypatch.setattr(saved._checkpointer, "wait", fail)
+        with pytest.raises(OSError, match="could not be written to .*: No space left on device$"):
+            saved.wait()
+
+
+def test_half_written_ones_are_not_seen(tmp_path):
+    with Checkpoints(tmp_path / "c", keep=2) as saved:
+        saved.save(state(), position(1))
+        saved.wait()
+    half = tmp_path / "c" / "2.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / "c" / "1", half)
+    with Checkpoints(tmp_path / "c", keep=2) as saved:
+        assert saved.steps == [1]
+        assert saved.restore(abstract(state()))[1].step == 1
+
+
+def test_changes():
+    before = {"a": 1, "b": {"c": 2, "d": 3}}
+    after = {"a": 1, "b": {"c": 5, "d": 3}, "e": "x"}
+    assert changes(before, after) == ["b.c: 2 -> 5", "e: None -> 'x'"]
+    assert changes(before, before) == []

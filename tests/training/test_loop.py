@@ -1,0 +1,329 @@
+"""Runs: from files to a model that replies, interrupted in every way, with the bits of a run that was not."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import small_run
+from absl import flags
+from data_pipeline.corpus import read_records
+
+from chroma_jax import Chroma, checkpoint, train
+from chroma_jax.checkpoint import load
+from chroma_jax.data.pipeline import BatchIterator
+from chroma_jax.training import loop, selection
+from chroma_jax.training.run_config import RunConfig
+from chroma_jax.training.step import build
+
+pytest.importorskip("grain")
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, dataset, golden_dir):
+    """Six steps without an incident: workdir, outcome, lines."""
+    workdir = tmp_path_factory.mktemp("straight") / "run"
+    return workdir, *small_run.run(dataset, golden_dir, workdir, export="end")
+
+
+def test_a_run_trains_tests_and_saves(straight, dataset):
+    workdir, outcome, lines = straight
+    assert (outcome.step, outcome.signal) == (6, None)
+    assert small_run.saved_steps(workdir) == [3, 6]
+    said = "\n".join(lines)
+    for text in ("backbone/.*", "6 records, weight 1", "first step: ", "step 2/6  loss", "s/step", "held out: loss"):  # fmt: skip
+        assert text in said
+    first = float(next(line for line in lines if line.startswith("step 2/6")).split()[3])
+    assert outcome.train["loss"] < first
+    assert outcome.evaluation["loss"] < first
+    assert outcome.evaluation["frames"] == sum(
+        len(record.codes) for record in read_records(dataset)
+    )
+
+
+def test_the_model_is_written_and_replies(straight, golden_dir, question_path, voice):
+    _, outcome, _ = straight
+    chroma = Chroma.from_pretrained(outcome.model)
+    reply = chroma.reply(question_path, voice=voice, max_seconds=0.5)
+    assert np.isfinite(reply.audio).all() and reply.finish_reason in ("length", "stop")
+    before, after = load(golden_dir).model, load(outcome.model).model
+    frozen = [before.reasoner.embedding, after.reasoner.embedding]
+    np.testing.assert_array_equal(*(np.asarray(x[...]) for x in frozen))
+    trained = [np.asarray(m.backbone.head[...]) for m in (before, after)]
+    assert (trained[0] != trained[1]).mean() > 0.9
+
+
+def test_resuming_gives_the_same_bits(straight, dataset, golden_dir, tmp_path):
+    small_run.run(dataset, golden_dir, tmp_path, steps=3)
+    assert small_run.saved_steps(tmp_path) == [3]
+    _, lines = small_run.run(dataset, golden_dir, tmp_path)
+    assert "resuming after step 3" in lines and "changed since then: steps: 3 -> 6" in lines
+    small_run.assert_same_bits(small_run.state(tmp_path, 6), small_run.state(straight[0], 6))
+
+
+SIGNALS = [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda n: n.name)
+def test_a_signal_saves_between_checkpoints(straight, dataset, golden_dir, tmp_path, number):
+    def interrupt(line):
+        if line.startswith("step 2/6"):
+            os.kill(os.getpid(), number)
+
+    outcome, lines = small_run.run(dataset, golden_dir, tmp_path, say=interrupt, save_every=5)
+    assert outcome.signal == number and outcome.model is None
+    # The signal comes while step 2 is reported; step 3 is the one it ends after.
+    assert small_run.saved_steps(tmp_path) == [outcome.step] == [3]
+    assert f"stopped by {number.name} after step 3, which is saved; the same command" in lines[-1]
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+    small_run.run(dataset, golden_dir, tmp_path, save_every=5)
+    small_run.assert_same_bits(small_run.state(tmp_path, 6), small_run.state(straight[0], 6))
+
+
+def _truncate(folder):
+    file = small_run.largest_file(folder)
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def _remove(name):
+    def do(folder):
+        for file in folder.rglob(name):
+            file.unlink()
+
+    return do
+
+
+DAMAGE = [
+    pytest.param(_truncate, id="a_file_cut_short"),
+    pytest.param(_remove("_CHECKPOINT_METADATA"), id="no_metadata"),
+    pytest.param(_remove("manifest.ocdbt"), id="no_index", marks=pytest.mark.slow),
+    pytest.param(_remove("_METADATA"), id="no_structure", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_falls_back(straight, dataset, golden_dir, tmp_path, damage, caplog):
+    workdir = small_run.clone(straight[0], tmp_path / "run")
+    damage(workdir / loop.CHECKPOINTS / "6")
+    _, lines = small_run.run(dataset, golden_dir, workdir)
+    assert "resuming after step 3" in lines
+    assert "step 6 is damaged, going back to the one before it" in caplog.text
+    assert os.listdir(workdir / "damaged") == ["6-0"]
+    small_run.assert_same_bits(small_run.state(workdir, 6), small_run.state(straight[0], 6))
+
+
+def test_nothing_readable_is_no_fresh_start(straight, dataset, golden_dir, tmp_path):
+    workdir = small_run.clone(straight[0], tmp_path / "run")
+    for step in ("3", "6"):
+        _truncate(workdir / loop.CHECKPOINTS / step)
+    with pytest.raises(ValueError, match="none of the 2 checkpoints in .* can be read"):
+        small_run.run(dataset, golden_dir, workdir)
+    assert sorted(os.listdir(workdir / "damaged")) == ["3-0", "6-0"]
+
+
+OTHERS = {
+    "stage": (dict(train__trains=selection.STAGE_2), "another model, stage or LoRA rank"),
+    "order": (dict(seed=1), "other data, seed, batch size"),
+    "batch": (dict(data__batch_size=4), "other data, seed, batch size"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), OTHERS.values(), ids=OTHERS)
+def test_checkpoints_of_another_run(straight, dataset, golden_dir, changes, message):
+    before = small_run.saved_steps(straight[0])
+    with pytest.raises(ValueError, match=message):
+        small_run.run(dataset, golden_dir, straight[0], **changes)
+    assert small_run.saved_steps(straight[0]) == before
+
+
+def test_a_loss_that_is_not_finite_stops(dataset, golden_dir, tmp_path, monkeypatch):
+    given = []
+    following = BatchIterator.__next__
+
+    def poisoned(self):
+        batch = following(self)
+        given.append(batch)
+        if len(given) == 5:
+            batch.chunks[:] = np.nan
+        return batch
+
+    monkeypatch.setattr(BatchIterator, "__next__", poisoned)
+    with pytest.raises(loop.NonFiniteError, match="^step 5: the loss is nan") as caught:
+        small_run.run(dataset, golden_dir, tmp_path)
+    for number in given[4].record_ids.tolist():
+        assert f"{dataset}#{number} (r{number})" in str(caught.value)
+    assert "the newest checkpoint is of step 3" in str(caught.value)
+    assert small_run.saved_steps(tmp_path) == [3]
+
+
+def test_no_checkpoint_no_model(dataset, golden_dir, tmp_path):
+    with pytest.raises(ValueError, match="no checkpoint to write a model from"):
+        small_run.run(dataset, golden_dir, tmp_path, export="now")
+
+
+def test_the_model_can_be_written_at_any_time(straight, dataset, golden_dir, tmp_path):
+    workdir = small_run.clone(straight[0], tmp_path / "run")
+    outcome, lines = small_run.run(dataset, golden_dir, workdir, export="now", steps=100)
+    assert outcome.step == 6 and not any(line.startswith("first step") for line in lines)
+    got, want = (load(path).model for path in (outcome.model, straight[1].model))
+    np.testing.assert_array_equal(*(np.asarray(m.decoder.heads[...]) for m in (got, want)))
+
+
+@pytest.mark.slow
+def test_what_trains_may_start_anew(dataset, golden_dir, tmp_path):
+    config = RunConfig.from_dict(small_run.values(dataset, golden_dir, model__start="random"))
+    trainer = build(checkpoint.read_config(golden_dir), config.train)
+    state, frozen = loop.begin(config, trainer, str(golden_dir), [])
+    model = load(golden_dir).model
+    kept = frozen["reasoner"]["embedding"], model.reasoner.embedding[...]
+    np.testing.assert_array_equal(*map(np.asarray, kept))
+    drawn = state.params["backbone"]["head"], model.backbone.head[...]
+    assert (np.asarray(drawn[0]) != np.asarray(drawn[1])).mean() > 0.9
+
+
+@pytest.mark.slow
+def test_lora_is_merged_into_the_model(dataset, golden_dir, tmp_path):
+    changes = dict(train__trains=selection.LORA_FINE_TUNING, train__lora=dict(rank=2, alpha=4.0))
+    outcome, _ = small_run.run(dataset, golden_dir, tmp_path, export="end", steps=2, **changes)
+    before, after = load(golden_dir).model, load(outcome.model).model
+    same = [np.asarray(m.backbone.head[...]) for m in (before, after)]
+    np.testing.assert_array_equal(*same)
+    kernels = [np.asarray(m.backbone.llama.layers.gate[...]) for m in (before, after)]
+    assert (kernels[0] != kernels[1]).mean() > 0.9
+
+
+CONFIG = """
+from ml_collections import ConfigDict
+def get_config():
+    return ConfigDict({values!r})
+"""
+
+
+@pytest.fixture
+def config_file(dataset, golden_dir, tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(CONFIG.format(values=small_run.values(dataset, golden_dir)))
+    return path
+
+
+def command(*arguments):
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-u", "-m", "chroma_jax.train", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+@pytest.mark.slow
+def test_sigterm_of_the_command(config_file, tmp_path):
+    workdir = tmp_path / "run"
+    flags = ["--config.steps=1000000", "--config.save_every=1000000", "--config.log_every=1"]
+    process = command(f"--config={config_file}", f"--workdir={workdir}", *flags)
+    for line in process.stdout:
+        if line.startswith("step 2/"):
+            process.send_signal(signal.SIGTERM)
+            break
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    (step,) = small_run.saved_steps(workdir)
+    assert step >= 2
+    assert f"stopped by SIGTERM after step {step}, which is saved; the same command" in out
+
+
+KILLS = 20
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(dataset, golden_dir, config_file, tmp_path):
+    """kill -9 during steps and saves; every start goes on, and the end is that of a run without an incident."""
+    chance, workdir, many = random.Random(0), tmp_path / "killed", 1000000
+    flags = ["--config.save_every=1", "--config.log_every=1", "--export=never"]
+    start = [f"--config={config_file}", *flags]
+    reached = []
+    for _ in range(KILLS):
+        process = command(*start, f"--workdir={workdir}", f"--config.steps={many}")
+        for line in process.stdout:
+            if line.startswith("step "):
+                break
+        time.sleep(chance.uniform(0, 1))
+        process.kill()
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == -signal.SIGKILL, err
+        reached.append(max(small_run.saved_steps(workdir), default=0))
+    assert reached == sorted(reached) and reached[-1] > 1
+    last = reached[-1] + 2
+    for folder in (workdir, tmp_path / "straight"):
+        process = command(*start, f"--workdir={folder}", f"--config.steps={last}")
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+    want = small_run.state(tmp_path / "straight", last)
+    small_run.assert_same_bits(small_run.state(workdir, last), want)
+
+
+BAD = {
+    "no_such_dataset": (["--config.data.train=/absent"], "/absent: no such dataset directory"),
+    "unknown_key": (["--config.data.rows=3"], "no such key: 'rows'"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
+def test_mistakes_end_the_command_with_2(config_file, tmp_path, arguments, message):
+    process = command(f"--config={config_file}", f"--workdir={tmp_path / 'run'}", *arguments)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert message in err and err.strip().splitlines()[-1].startswith("error: ")
+    assert not (tmp_path / "run").exists()
+
+
+MISTAKES = {
+    "no_config": (dict(config=None), "--config is missing"),
+    "no_workdir": (dict(workdir=None), "--workdir is missing"),
+    "half_a_cluster": (dict(coordinator="localhost:1"), "go together, with --distributed"),
+    "compilation_of_no_size": (dict(compile_only="v5e:2x2"), "data.max_text"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_in_flags(config_file, tmp_path, changes, message):
+    values = flags.FlagValues()
+    train.define_flags(values)
+    given = dict(config=config_file, workdir=tmp_path / "run") | changes
+    values(["train", *(f"--{name}={value}" for name, value in given.items() if value is not None)])
+    with pytest.raises(ValueError, match=message):
+        train.main(values)
+
+
+WRONG = {
+    "rows_and_mesh": (dict(train__mesh={"data": 8}), "a batch of 2 rows must be a multiple of 8"),
+    "mesh_and_devices": (dict(train__mesh={"data": 3}), "3 places for 8 devices"),
+    "no_checkpoint": (dict(model__checkpoint="/absent"), "/absent"),
+    "no_dataset": (dict(data__train=" , "), "data.train names no dataset"),
+    "weight": (dict(data__train="a=x"), "the weight of 'a=x' must be a number"),
+    "longest": (dict(data__max_frames=1), "beyond max_frames 1"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), WRONG.values(), ids=WRONG)
+def test_mistakes_are_told_before_anything_is_made(dataset, golden_dir, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        small_run.run(dataset, golden_dir, tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_of_another_codec(dataset, tmp_path, golden_dir):
+    loaded = checkpoint.load(golden_dir)
+    loaded.model.codec = jax.tree.map(lambda x: x + 1, loaded.model.codec)
+    checkpoint.save(tmp_path / "other", loaded.config, loaded.model)
+    with pytest.raises(ValueError, match="prepared with another Codec"):
+        small_run.run(dataset, tmp_path / "other", tmp_path / "run")
