@@ -1,5 +1,6 @@
 """Tests run on eight virtual CPU devices, in float32, with matrix products in full precision."""
 
+import gc
 import os
 import pathlib
 
@@ -17,6 +18,15 @@ jax.config.update(
     "jax_compilation_cache_dir", str(pathlib.Path(__file__).parents[1] / ".pytest_cache" / "xla")
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_compilations():
+    """Lets go of a module's programs: a process that keeps hundreds of them runs out of memory maps, and XLA crashes."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+
 
 DATA = pathlib.Path(__file__).parent / "data"
 
