@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging as std_logging
 import sys
 from collections.abc import Callable, Sequence
 
@@ -51,4 +52,6 @@ def run(main: Callable[[], None]) -> None:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
 
+    # absl lets JAX tell which backends a machine does not have.
+    std_logging.getLogger("jax._src.xla_bridge").setLevel(std_logging.WARNING)
     app.run(guarded, flags_parser=parse)
