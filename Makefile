@@ -1,5 +1,5 @@
 # Two commands do all the set-up, on a machine with Python 3.11 or newer:
-#   make demo   environment, install, a spoken reply to a spoken question
+#   make demo   environment, install, a small model trained to answer spoken questions, and asked one
 #   make test   environment, install, tests
 # The first Python that is new enough and runs.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
@@ -24,18 +24,35 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/pip install --quiet -e .
 	touch $@
 
+$(VENV)/installed-train: $(VENV)/installed
+	$(BIN)/pip install --quiet -e '.[train]'
+	touch $@
+
 $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/pip install --quiet -e '.[test,dev]'
 	touch $@
 
-demo: $(VENV)/installed
-	mkdir -p out
-	$(BIN)/python -m chroma_jax.generate --config=tiny --max_seconds=4 \
-	  --question=tests/data/voice_librivox_0920.wav \
-	  --voice=tests/data/voice_librivox_0870.wav \
-	  --voice_text="and mister john dashwood had then leisure to consider how much there might be prudently in his power to do for them" \
-	  --out=out/reply.wav
+# From sound files to a trained model to a spoken reply; what is there already is not made again.
+DEMO := out/debug
+SPEECH := configs/debug
+demo: $(VENV)/installed-train
+	mkdir -p $(DEMO)
+	@echo "== A model of 1.4 million random weights, with a tokenizer and codebooks of 24 questions and answers"
+	test -e $(DEMO)/start/chroma_jax.json || \
+	  $(BIN)/python -m chroma_jax.create --size=debug --manifest=$(SPEECH)/data.jsonl --out=$(DEMO)/start
+	@echo "== Their sound files become a dataset"
+	$(BIN)/python -m chroma_jax.prepare --manifest=$(SPEECH)/data.jsonl --checkpoint=$(DEMO)/start --out=$(DEMO)/data
+	@echo "== The Reasoner learns what to answer"
+	$(BIN)/python -m chroma_jax.train --config=configs/debug_reasoner.py --workdir=$(DEMO)/reasoner
+	@echo "== Backbone and Decoder learn to speak it"
+	$(BIN)/python -m chroma_jax.train --config=configs/debug.py --workdir=$(DEMO)/speech
+	@echo "== A question is asked: When does the sun rise?"
+	$(BIN)/python -m chroma_jax.generate --checkpoint=$(DEMO)/speech/model --max_seconds=5 \
+	  --question=$(SPEECH)/03-question.flac --voice=$(SPEECH)/00-slt.flac \
+	  --voice_text="In the day the sky is blue." --out=out/reply.wav
+	@echo "== The words above were heard in the question's sound; out/reply.wav has their codes, but it is noise to the ear:"
+	@echo "   the Codec that makes sound of codes was never trained. For speech you need the published weights (README.md)."
 
 test: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -1,10 +1,10 @@
 """Compiles prefill and one beat of the published sizes for a TPU, on a machine that has none, and prints what they need.
 
     pip install libtpu
-    python benchmarks/tpu_compile.py [--topology=v6e:2x2] [--rows=1] [--json=tpu.json]
+    python benchmarks/tpu_compile.py [--topology=v6e:2x2] [--rows=1] [--quantize=int8] [--json=tpu.json]
 
-Shapes only: no weights are made. Memory is that of one chip that holds the whole model in bfloat16; the beat's state is
-updated in place, so what it needs beyond arguments is its temporaries.
+Shapes only: no weights are made. Memory is that of one chip that holds the whole model in bfloat16, or in eight bits; the
+beat's state is updated in place, so what it needs beyond arguments is its temporaries.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ from jax.sharding import SingleDeviceSharding
 
 from chroma_jax import Sampling
 from chroma_jax.config import chroma_4b
+from chroma_jax.config.types import QUANTIZED
 from chroma_jax.generation import beat
 from chroma_jax.generation.sampling import controls
 from chroma_jax.model.chroma import abstract_model
 
 
-def shapes(rows: int):
+def shapes(rows: int, quantize: str | None = None):
     """Model and arguments of prefill: an 8-second question, an 8-second voice, room for a 40-second answer."""
-    config = chroma_4b().with_dtype("bfloat16")
+    config = chroma_4b().with_dtype("bfloat16").with_quantized(quantize)
     audio, books = config.reasoner.audio, config.num_codebooks
     array, ints = jax.ShapeDtypeStruct, lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
     prompt = beat.Prompt(
@@ -60,6 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--topology", default="v6e:2x2", help="one of its chips is used")
     parser.add_argument("--rows", type=int, default=1, help="streams in the batch")
+    parser.add_argument("--quantize", choices=QUANTIZED, help="weights in eight bits")
     parser.add_argument("--json", help="also write the table here")
     args = parser.parse_args()
     topology = topologies.get_topology_desc(platform="tpu", topology_name=args.topology)
@@ -69,7 +71,7 @@ def main() -> None:
         place = SingleDeviceSharding(chip)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
 
-    model, arguments = shapes(args.rows)
+    model, arguments = shapes(args.rows, args.quantize)
     prefill = functools.partial(beat.prefill, reasoner_size=512, backbone_size=1536)
     state = jax.eval_shape(prefill, model, *arguments)
     programs = {
@@ -90,7 +92,9 @@ def main() -> None:
                 "compilation, s": round(seconds, 1),
             }
         )
-    print(f"jax {jax.__version__}, {chip.device_kind}, {args.rows} row(s)\n")
+    print(
+        f"jax {jax.__version__}, {chip.device_kind}, {args.rows} row(s), weights in {args.quantize or 'bfloat16'}\n"
+    )
     print("| " + " | ".join(rows[0]) + " |\n|" + " --- |" * len(rows[0]))
     for row in rows:
         print("| " + " | ".join(str(value) for value in row.values()) + " |")

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from chroma_jax.config import ChromaConfig
     from chroma_jax.generation.sampling import Sampling, TokenSampling
     from chroma_jax.generation.session import Chroma, Chunk, Reply, Voice
+    from chroma_jax.generation.warmup import compilation_cache
+    from chroma_jax.model.quantized import quantize
 
 __version__ = "0.1.0"
 
@@ -22,6 +24,8 @@ _HOMES = {
     "TokenSampling": "chroma_jax.generation.sampling",
     "Turn": "chroma_jax.audio.chat",
     "Voice": "chroma_jax.generation.session",
+    "compilation_cache": "chroma_jax.generation.warmup",
+    "quantize": "chroma_jax.model.quantized",
 }
 
 __all__ = [
@@ -33,6 +37,8 @@ __all__ = [
     "TokenSampling",
     "Turn",
     "Voice",
+    "compilation_cache",
+    "quantize",
 ]
 
 

@@ -31,6 +31,8 @@ def parse(argv: Sequence[str]) -> list[str]:
     except flags.Error as e:
         fail(f"{e} (--help lists the flags)")
     except (AttributeError, KeyError) as e:  # how ml_collections says so
+        if "has no attribute 'get_config'" in str(e):
+            fail("--config: the file has no function get_config()")
         fail(f"the configuration has no such key: {str(e.args[0]).strip(chr(34))}")
     except SyntaxError as e:
         fail(f"--config: {e.filename} is no Python file: {e}")
@@ -42,6 +44,8 @@ def run(main: Callable[[], None]) -> None:
     def guarded(argv: Sequence[str]) -> None:
         if len(argv) > 1:
             fail(f"unexpected argument {argv[1]!r}: everything is a flag, as in --name=value")
+        if not logging.vlog_is_on(1):
+            logging.set_verbosity(logging.WARNING)  # Orbax tells its life at each load and save
         try:
             main()
         except (ValueError, OSError) as e:
@@ -52,6 +56,7 @@ def run(main: Callable[[], None]) -> None:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
 
-    # absl lets JAX tell which backends a machine does not have.
-    std_logging.getLogger("jax._src.xla_bridge").setLevel(std_logging.WARNING)
+    # absl lets JAX tell which backends a machine does not have, and how its processes meet.
+    for name in ("jax._src.xla_bridge", "jax._src.distributed"):
+        std_logging.getLogger(name).setLevel(std_logging.WARNING)
     app.run(guarded, flags_parser=parse)

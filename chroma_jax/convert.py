@@ -1,6 +1,6 @@
 """Converts checkpoints between PyTorch and chroma_jax.
 
-    python -m chroma_jax.convert --source=DIR_OR_HUB_ID --out=DIR [--dtype=bfloat16]
+    python -m chroma_jax.convert --source=DIR_OR_HUB_ID --out=DIR [--dtype=bfloat16] [--quantize=int8]
     python -m chroma_jax.convert --export --source=CONVERTED_DIR --out=DIR
 
 The first form reads a Chroma checkpoint of the Hub's layout (config.json and safetensors), from a directory or from the
@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 
-from absl import flags, logging
+from absl import flags
 
 from chroma_jax import cli
 
@@ -34,6 +34,12 @@ def define_flags() -> None:
         ["bfloat16", "float32", "float16"],
         "what Reasoner, Backbone and Decoder are stored in (the Codec keeps its dtype); default: every tensor keeps its dtype",
     )
+    flags.DEFINE_enum(
+        "quantize",
+        None,
+        ["int8", "fp8"],
+        "hold kernels and tables in eight bits, for generation only; default: as they are",
+    )
     flags.DEFINE_bool(
         "export", False, "the other way: from a converted directory to a PyTorch checkpoint"
     )
@@ -46,9 +52,10 @@ def main() -> None:
     for name in ("source", "out"):
         if not given[name].value:
             raise cli.CommandError(f"--{name} is missing (--help lists the flags)")
-    if given.export and given.dtype:
+    if given.export and (given.dtype or given.quantize):
+        name = "dtype" if given.dtype else "quantize"
         raise cli.CommandError(
-            "--export writes the dtypes that were converted; it takes no --dtype"
+            f"--export writes the dtypes that were converted; it takes no --{name}"
         )
 
     # Work for the host alone: an accelerator stays free for whoever uses it.
@@ -57,8 +64,6 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     from chroma_jax import checkpoint
 
-    # Orbax tells its life at each save.
-    logging.set_verbosity(logging.WARNING)
     # As for Ctrl-C: what is half written is swept away.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     start = time.perf_counter()
@@ -67,7 +72,12 @@ def main() -> None:
             checkpoint.export(given.source, given.out, overwrite=given.overwrite)
         else:
             checkpoint.convert(
-                given.source, given.out, given.dtype, overwrite=given.overwrite, say=_say
+                given.source,
+                given.out,
+                given.dtype,
+                overwrite=given.overwrite,
+                say=_say,
+                quantize=given.quantize,
             )
     except checkpoint.CheckpointError as e:
         summary, *details = str(e).splitlines()

@@ -45,6 +45,12 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     string("voice", None, "sound file with the reference voice, or a voice saved as .npz")
     string("voice_text", None, "exactly what the reference voice says")
     string("out", None, "WAV file to write")
+    string(
+        "compilation_cache",
+        None,
+        "directory in which compiled programs are kept for the next call; empty for none; default: "
+        "$JAX_COMPILATION_CACHE_DIR, or chroma_jax in $XDG_CACHE_HOME or ~/.cache",
+    )
     string("system_prompt", None, "replaces the default system prompt; empty for none")
     number("max_seconds", None, "longest answer; default: as long as the context allows")
     choice(
@@ -52,6 +58,12 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
         None,
         ["float32", "bfloat16", "float16"],
         "weights and arithmetic; default: as stored",
+    )
+    choice(
+        "quantize",
+        None,
+        ["int8", "fp8"],
+        "hold kernels and tables in eight bits; default: as stored",
     )
     integer("seed", 0, "the same seed gives the same reply", lower_bound=0, upper_bound=2**32 - 1)
     number("temperature", 0.0, "of the speech codes; 0 is greedy")
@@ -99,7 +111,8 @@ def _processor(given):
     from chroma_jax.config import tiny
 
     if given.config:
-        return Processor.load(tiny().with_dtype(given.dtype or "float32"))
+        config = tiny().with_dtype(given.dtype or "float32").with_quantized(given.quantize)
+        return Processor.load(config)
     directory = resolve_source(given.checkpoint)
     return Processor.load(read_config(directory), directory)
 
@@ -110,7 +123,7 @@ def _chroma(given, processor):
     if given.config:
         print("random weights (--config=tiny): what follows is noise, not speech", file=sys.stderr)
         return Chroma.random(processor.config, seed=0)
-    return Chroma.from_pretrained(given.checkpoint, dtype=given.dtype)
+    return Chroma.from_pretrained(given.checkpoint, dtype=given.dtype, quantize=given.quantize)
 
 
 def main(given: flags.FlagValues = flags.FLAGS) -> None:
@@ -118,6 +131,7 @@ def main(given: flags.FlagValues = flags.FLAGS) -> None:
     from chroma_jax import Turn
     from chroma_jax.audio.wav import check_output
     from chroma_jax.generation.session import check_request
+    from chroma_jax.generation.warmup import compilation_cache, compile_request
 
     # Everything that can be wrong with the call, before the weights are read.
     if bool(given.checkpoint) == bool(given.config):
@@ -134,6 +148,12 @@ def main(given: flags.FlagValues = flags.FLAGS) -> None:
     processor = _processor(given)
     check_request(processor, question, voice, given.max_seconds, given.system_prompt)
 
+    if given.compilation_cache != "":
+        try:
+            compilation_cache(given.compilation_cache)
+        except ValueError:
+            if given.compilation_cache:
+                raise  # by default there is one where there can be one
     start = time.perf_counter()
     chroma = _chroma(given, processor)
     request = dict(
@@ -144,8 +164,13 @@ def main(given: flags.FlagValues = flags.FLAGS) -> None:
         system_prompt=given.system_prompt,
     )
     loaded = time.perf_counter()
-    with chroma.stream(question, **request) as stream:  # compiles, and encodes the voice
-        next(stream)
+    # Encodes the voice, and compiles all that the reply will run.
+    compile_request(
+        chroma,
+        chroma.request(
+            question, voice, given.max_seconds, sampling, given.seed, given.system_prompt
+        ),
+    )
     ready = time.perf_counter()
 
     first_sound = None

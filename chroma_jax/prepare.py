@@ -11,8 +11,8 @@ or with "question_text" instead of a sound, and optionally "id", "language", "tu
 its own voice_audio; and where it has none, the answer itself.
 
 Every row is checked before work starts. An interrupted run goes on where it was when it is started again. On several machines that
-share a file system run the same command with --num_processes and --process_id (or --distributed); the process that ends last completes the
-dataset. Exit code 2 and one line on standard error for anything that you can mend.
+share a file system run the same command with --num_processes and --process_id (or with --distributed, or by one of launch/); the
+process that ends last completes the dataset. Exit code 2 and one line on standard error for anything that you can mend.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 
-from absl import flags, logging
+from absl import flags
 
 from chroma_jax import cli
 
@@ -57,35 +57,71 @@ def main(given: flags.FlagValues = flags.FLAGS) -> None:
             raise cli.CommandError(f"--{name} is missing (--help lists the flags)")
     if given.coordinator and not given.distributed:
         raise cli.CommandError("--coordinator is for --distributed")
-    import jax
-
     number, count = given.process_id, given.num_processes
     if given.distributed:
-        asked = {}
-        if given.coordinator:
-            asked = dict(coordinator_address=given.coordinator, num_processes=count, process_id=number)  # fmt: skip
-        jax.distributed.initialize(**asked)
-        number, count = jax.process_index(), jax.process_count()
+        number, count = _join(given.coordinator, count, number)
 
     from chroma_jax.data.prepare import Options, prepare
 
-    if not logging.vlog_is_on(1):
-        logging.set_verbosity(logging.WARNING)  # Orbax tells its life at each load
     fields = {field.name for field in dataclasses.fields(Options)} - {"system_prompt"}
     options = Options(**{name: given[name].value for name in fields})
     if given.system_prompt is not None:
         options = dataclasses.replace(options, system_prompt=given.system_prompt)
     request = (given.manifest, given.checkpoint, given.out, options)
-    done = prepare(
-        *request, process_id=number, num_processes=count, only_finish=given.finish, say=_say
-    )
-    if given.distributed:
-        from jax.experimental import multihost_utils
+    if not given.distributed:
+        who = dict(process_id=number, num_processes=count)
+        prepare(*request, **who, only_finish=given.finish, say=_say)
+        return
+    moments = ["checked", "done"]
 
-        # The first process serves the others while they run; afterwards all shards are there.
-        multihost_utils.sync_global_devices("chroma_jax.prepare")
-        if done is None and number == 0:
-            prepare(*request, only_finish=True, say=_say)
+    def meet(problem: str = "") -> None:
+        _meet(moments.pop(0), problem, number, count)
+
+    try:
+        done = prepare(
+            *request, process_id=number, num_processes=count, only_finish=given.finish, say=_say, before_loading=meet
+        )  # fmt: skip
+    except _OtherFailedError:
+        raise
+    except (ValueError, OSError) as e:
+        _say(f"process {number} failed and waits for the others: {e}")
+        meet(str(e))  # they need not go on
+        raise
+    while moments:
+        meet()
+    if done is None and number == 0:
+        prepare(*request, only_finish=True, say=_say)  # now all shards are there
+
+
+class _OtherFailedError(ValueError):
+    """Another process of the job met an error."""
+
+
+def _join(coordinator: str | None, count: int, number: int) -> tuple[int, int]:
+    """Joins the job: (id of this process, number of processes)."""
+    import jax
+
+    # Finished shards stay, so SIGTERM may end a process as ever: nothing needs to be saved.
+    jax.config.update("jax_enable_preemption_service", False)
+    asked = {}
+    if coordinator:
+        asked = dict(coordinator_address=coordinator, num_processes=count, process_id=number)
+    jax.distributed.initialize(**asked)
+    return jax.process_index(), jax.process_count()
+
+
+def _meet(moment: str, problem: str, number: int, count: int) -> None:
+    """Waits for all processes, however far behind; raises _OtherFailedError if another one has a problem."""
+    # JAX's public barriers are collectives, which do not wait for long on every platform.
+    from jax._src import distributed
+
+    service, key = distributed.global_state.client, f"chroma_jax.prepare/{moment}"
+    service.key_value_set(f"{key}/{number}", f"{problem}.")  # an empty value is none
+    service.wait_at_barrier(key, 7 * 24 * 3600 * 1000)
+    said = [service.blocking_key_value_get(f"{key}/{i}", 60_000)[:-1] for i in range(count)]
+    failed = [i for i, theirs in enumerate(said) if theirs]
+    if failed and not problem:
+        raise _OtherFailedError(f"process {failed[0]} failed: {said[failed[0]]}")
 
 
 def _say(line: str) -> None:

@@ -66,6 +66,8 @@ RULES = (
 
 # A LoRA factor takes its half of the kernel's spec: `a` the inputs', `b` the outputs'.
 LORA_A, LORA_B = "lora_a", "lora_b"
+# A quantised kernel's values lie as the kernel does; its scales have 1 for the axes that are summed over, and those are whole.
+VALUES, SCALES = "values", "scales"
 
 
 def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
@@ -130,7 +132,8 @@ def spec_of(path: str, shape: Sequence[int], mesh: Mesh) -> P:
         return P()  # counters
     kernel, _, factor = path.rpartition("/")
     is_factor = factor in (LORA_A, LORA_B)
-    rule = _rule_for(kernel if is_factor else path)
+    is_part = is_factor or factor in (VALUES, SCALES)
+    rule = _rule_for(kernel if is_part else path)
     spec = tuple(rule.spec)
     if is_factor:
         # Of the kernel's axes, `a` keeps the inputs and `b` the outputs; the rank is whole.
@@ -142,6 +145,7 @@ def spec_of(path: str, shape: Sequence[int], mesh: Mesh) -> P:
         raise ValueError(f"{path}: the sharding rule {rule.pattern!r} does not fit shape {shape}")
     fitted = []
     for size, axis in zip(shape, spec, strict=False):
+        axis = None if factor == SCALES and size == 1 else axis
         if axis is not None and size % mesh.shape[axis]:
             if not (rule.heads_may_repeat and axis == "tensor"):
                 raise ValueError(

@@ -1,18 +1,21 @@
-r"""Trains Backbone and Decoder over the frozen Reasoner.
+r"""Trains Backbone and Decoder over the frozen Reasoner; or, with objective "text", a Reasoner.
 
-    python -m chroma_jax.train --config=configs/debug.py --workdir=out/debug/run
+    python -m chroma_jax.train --config=configs/debug.py --workdir=out/debug/speech
     python -m chroma_jax.train --config=configs/chroma_4b.py --workdir=DIR --config.data.train=DATA --config.data.batch_size=64
     python -m chroma_jax.train --config=configs/chroma_4b.py --compile_only=v5p:2x2x4
 
 The same command started again goes on where the newest checkpoint stands. At the end the trained model is in WORKDIR/model, for
-`python -m chroma_jax.generate --checkpoint=WORKDIR/model`. SIGTERM and Ctrl-C save after the step that is running. On several machines
-run it on each with --distributed. Exit code 2 and one line on standard error for anything that you can mend.
+`python -m chroma_jax.generate --checkpoint=WORKDIR/model`. SIGTERM and Ctrl-C save after the step that is running, and end it with
+exit code 143 or 130. On several machines run it on each with --distributed, or let one of launch/ do it. Exit code 2 and one line on
+standard error for anything that you can mend.
 """
 
 from __future__ import annotations
 
-import signal
+import logging as std_logging
+import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags, logging
@@ -68,37 +71,21 @@ def main(given: flags.FlagValues = flags.FLAGS) -> None:
     from chroma_jax.training.loop import train
 
     if not logging.vlog_is_on(1):
-        logging.set_verbosity(logging.WARNING)  # Orbax tells its life at each save
+        # Orbax tells every thread's traceback of a save that fails; what fails is raised, too.
+        logging.get_absl_logger().addFilter(
+            lambda record: "orbax" not in record.pathname or record.levelno < std_logging.ERROR
+        )
     outcome = train(config, given.workdir, export=given.export, say=_say)
-    if outcome.signal == signal.SIGINT:
-        sys.exit(130)
+    if outcome.signal is not None:
+        # As a shell says it: whoever started this process sees that there is more to do.
+        sys.exit(128 + outcome.signal)
 
 
 def compile_only(config: Any, topology: str, slices: int) -> str:
     """The report on a step with the configuration's largest batch, as a table."""
-    from chroma_jax.data.plan import Shape, round_up
-    from chroma_jax.data.voices import VoiceLimits
     from chroma_jax.training import compile_only as compiler
 
-    data, voice = config.data, VoiceLimits()
-    if data.max_text is None or data.max_frames is None:
-        raise cli.CommandError(
-            "--compile_only needs the size of a batch: set data.max_text and data.max_frames "
-            "(and data.max_prompt and data.max_chunks unless Reasoner states are precomputed)"
-        )
-    shape = round_up(
-        Shape(data.max_prompt or 1, data.max_chunks or 1, data.max_text, data.max_frames,
-              voice.max_tokens, voice.max_frames)
-    )  # fmt: skip
-    size = compiler.BatchSize(
-        rows=data.batch_size,
-        text=shape.text,
-        frames=shape.frames,
-        voice_ids=shape.voice_ids,
-        voice_frames=shape.voice_frames,
-        prompt=shape.prompt if data.max_prompt else 0,
-        chunks=shape.chunks if data.max_prompt and data.max_chunks else 0,
-    )
+    size = compiler.size_of(config.data)
     report = compiler.report(topology, config.model.sizes(), config.train, size, slices)
     return compiler.markdown(report)
 
@@ -107,6 +94,17 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
+def check_config_file(argv: Sequence[str]) -> None:
+    """Ends the command when --config names no file. Left to absl, that would read as an unknown flag --config.key."""
+    for i, argument in enumerate(argv):
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-config"):
+            path = (value if equals else "".join(argv[i + 1 : i + 2])).partition(":")[0]
+            if path and not os.path.isfile(path):
+                cli.fail(f"--config: {path}: no such file")
+
+
 if __name__ == "__main__":
+    check_config_file(sys.argv)
     define_flags()
     cli.run(main)

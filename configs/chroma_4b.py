@@ -70,5 +70,8 @@ def get_config() -> ConfigDict:
             log_every=20,
             keep=3,
             seed=0,
+            sample_every=5000,
+            num_samples=4,
+            sample_seconds=20.0,
         )
     )

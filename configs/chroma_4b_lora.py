@@ -36,5 +36,5 @@ def get_config() -> ConfigDict:
         total_steps=steps,
         final_fraction=0.1,
     )
-    config.update(steps=steps, save_every=200, eval_every=200)
+    config.update(steps=steps, save_every=200, eval_every=200, sample_every=200)
     return config

@@ -50,7 +50,7 @@ def golden(golden_dir):
     """The tiny checkpoint, loaded: `chroma_jax.Chroma`."""
     from chroma_jax import Chroma
 
-    return Chroma.from_pretrained(golden_dir)
+    return Chroma.from_pretrained(golden_dir, layers="stacked")
 
 
 @pytest.fixture(scope="session")

@@ -44,11 +44,20 @@ def test_there_and_back(tmp_path):
         ([], "--source is missing"),
         (["--source=x"], "--out is missing"),
         (["--source=x", "--out={tmp}/out", "--export", "--dtype=bfloat16"], "it takes no --dtype"),
+        (["--source=x", "--out={tmp}/out", "--export", "--quantize=fp8"], "it takes no --quantize"),
         (["--source=x", "--out={tmp}/out", "--dtype=int8"], "dtype"),
         (["--source={tmp}/gone", "--out={tmp}/out"], "no such directory: {tmp}/gone"),
         (["--source=" + str(GOLDEN), "--out=/dev/null/out"], "cannot write to /dev/null/out"),
     ],
-    ids=["nothing", "no_out", "export_dtype", "odd_dtype", "no_source", "unwritable"],
+    ids=[
+        "nothing",
+        "no_out",
+        "export_dtype",
+        "export_quantize",
+        "odd_dtype",
+        "no_source",
+        "unwritable",
+    ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(tmp_path, args, message):
     got = run(*(arg.format(tmp=tmp_path) for arg in args))

@@ -2,8 +2,14 @@
 
 from chroma_jax.audio.batch import Inputs, PromptBatch, bucket, normalize_inputs, pack
 from chroma_jax.audio.chat import Turn
-from chroma_jax.audio.mel import MelConfig, log_mel, mel_chunks
-from chroma_jax.audio.prompt import DEFAULT_SYSTEM_PROMPT, Processor, Question, VoiceArrays
+from chroma_jax.audio.mel import MelConfig, MelStream, log_mel, mel_chunks
+from chroma_jax.audio.prompt import (
+    DEFAULT_SYSTEM_PROMPT,
+    OpenQuestion,
+    Processor,
+    Question,
+    VoiceArrays,
+)
 from chroma_jax.audio.tokenizer import (
     PROCESSOR_FILES,
     StreamDecoder,
@@ -11,15 +17,25 @@ from chroma_jax.audio.tokenizer import (
     load_tokenizer,
     tiny_tokenizer,
 )
-from chroma_jax.audio.wav import AudioError, AudioSource, check_output, load_audio, save_wav
+from chroma_jax.audio.wav import (
+    AudioError,
+    AudioSource,
+    AudioStream,
+    check_output,
+    load_audio,
+    save_wav,
+)
 
 __all__ = [
     "DEFAULT_SYSTEM_PROMPT",
     "PROCESSOR_FILES",
     "AudioError",
     "AudioSource",
+    "AudioStream",
     "Inputs",
     "MelConfig",
+    "MelStream",
+    "OpenQuestion",
     "Processor",
     "PromptBatch",
     "Question",

@@ -97,16 +97,14 @@ def normalize_inputs(config: ChromaConfig, inputs: Inputs | Mapping[str, Any]) -
     ]
     limits, frame = config.backbone.llama.max_positions, config.codec.frame_samples
     batch = len(rows)
-    size = bucket(
-        max(len(r.ids) for r in rows), bucket_sizes(_FIRST_IDS, config.reasoner.text.max_positions)
+    size, num_chunks = question_shape(
+        config, max(len(r.ids) for r in rows), max(len(r.chunk_lengths) for r in rows)
     )
     transcript = bucket(
         max(len(r.voice_ids) for r in rows), bucket_sizes(_FIRST_TRANSCRIPT, limits)
     )
     voice_frames = max(-(-len(r.wave) // frame) for r in rows)
     samples = frame * bucket(voice_frames, bucket_sizes(_FIRST_VOICE_FRAMES, limits))
-    # Never zero chunks: text alone then runs the same program as one short sound.
-    num_chunks = _power_of_two(max(len(r.chunk_lengths) for r in rows))
     audio = config.reasoner.audio
     out = PromptBatch(
         ids=np.full((batch, size), config.reasoner.pad_token_id, np.int32),
@@ -126,6 +124,13 @@ def normalize_inputs(config: ChromaConfig, inputs: Inputs | Mapping[str, Any]) -
         out.voice_ids[i, : len(row.voice_ids)] = row.voice_ids
         out.voice_wave[i, : len(row.wave)] = row.wave
     return out
+
+
+def question_shape(config: ChromaConfig, tokens: int, chunks: int) -> tuple[int, int]:
+    """The static size that questions of so many tokens and encoder chunks are padded to."""
+    limit = config.reasoner.text.max_positions
+    # Never zero chunks: text alone then runs the same program as one short sound.
+    return bucket(tokens, bucket_sizes(_FIRST_IDS, limit)), _power_of_two(chunks)
 
 
 def bucket(n: int, sizes: Sequence[int]) -> int:

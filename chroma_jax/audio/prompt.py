@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from absl import logging
 
-from chroma_jax.audio.chat import Conversation, chat_segments, read_conversation
+from chroma_jax.audio.chat import Audio, Conversation, Turn, chat_segments, read_conversation
 from chroma_jax.audio.mel import MelConfig, log_mel
 from chroma_jax.audio.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, tiny_tokenizer
 from chroma_jax.audio.wav import AudioError, AudioSource, load_audio
@@ -22,9 +23,10 @@ DEFAULT_SYSTEM_PROMPT = (
     "You are Chroma, an advanced virtual human created by the FlashLabs. You possess the ability to understand "
     "auditory inputs and generate both text and speech."
 )
+_SPOKEN = (np.zeros(1, np.float32), 16000)  # stands for the sound of an open question; never read
 _SILENCE = 1e-4  # peak below which a voice is taken to be silent
 # A vocabulary this small belongs to a model for tests, which comes without a tokenizer.
-_TEST_VOCABULARY = 4096
+_TEST_VOCABULARY = 8192
 # Text and audio of the first beat: without room for them a voice leaves nothing to say.
 _FIRST_BEAT = 4
 
@@ -34,6 +36,13 @@ class Question(NamedTuple):
 
     ids: np.ndarray  # [L] int32, with one audio placeholder per feature
     mels: list[np.ndarray]  # one [M, F] float32 per sound, in order
+
+
+class OpenQuestion(NamedTuple):
+    """A conversation around a sound that is still being spoken."""
+
+    before: Question
+    after: np.ndarray  # [L'] int32, what follows the sound
 
 
 class VoiceArrays(NamedTuple):
@@ -108,29 +117,58 @@ class Processor:
         (see `chat`). `system_prompt` replaces the processor's own; "" leaves it out; a system turn wins over both.
         Raises ValueError (AudioError for sound) naming what is wrong with which turn, and for a question beyond the context.
         """
-        system_prompt = self.system_prompt if system_prompt is None else system_prompt
-        messages = read_conversation(turns, system_prompt)
-        audio_id, audio_encoder = self.config.reasoner.audio_token_id, self.config.reasoner.audio
-        mels, counts = [], []
-        for message in messages:
-            for audio in message.audios:
-                name = audio.name
-                wave = load_audio(audio.source, self.mel.sampling_rate, name=name)
-                mel = log_mel(wave, self.mel, name=name)
-                count = audio_encoder.num_features(len(mel))
-                if count < 1:
-                    raise AudioError(
-                        f"{name}: {len(wave) / self.mel.sampling_rate:.3f} s is too short to be heard"
-                    )
-                mels.append(mel)
-                counts.append(count)
-        segments: list[int | str] = []
-        lengths = iter(counts)
-        for segment in chat_segments(messages, self.tokenizer, self.config):
-            segments += [segment] * (next(lengths) if segment == audio_id else 1)
-        ids = self._ids(self.tokenizer.encode_segments(segments), "question")
+        messages = read_conversation(turns, self._system_prompt(system_prompt))
+        mels = [self._mel(audio) for message in messages for audio in message.audios]
+        ids = self._question_ids(chat_segments(messages, self.tokenizer, self.config), mels)
         check_question_length(self.config, len(ids))
         return Question(ids, mels)
+
+    def open_question(
+        self, history: Sequence[Turn | Mapping], text: str | None, system_prompt: str | None = None
+    ) -> OpenQuestion:
+        """What stands around a sound that is still being spoken: `question([*history, Turn(audio=sound, text=text)])` without it.
+
+        Raises ValueError as `question`, and for a history that is no list of turns.
+        """
+        if not isinstance(history, list | tuple):
+            raise ValueError(
+                f"history must be a list of turns, got {type(history).__name__}: what is being spoken is pushed"
+            )
+        turns = [*history, Turn(audio=_SPOKEN, text=text)]
+        messages = read_conversation(turns, self._system_prompt(system_prompt))
+        heard = [audio for message in messages for audio in message.audios][:-1]
+        mels = [self._mel(audio) for audio in heard]
+        segments = chat_segments(messages, self.tokenizer, self.config)
+        audio_id = self.config.reasoner.audio_token_id
+        spoken = max(i for i, segment in enumerate(segments) if segment == audio_id)
+        before = self._question_ids(segments[:spoken], mels)
+        after = self._question_ids(segments[spoken + 1 :], [])
+        check_question_length(self.config, len(before) + 1 + len(after))
+        return OpenQuestion(Question(before, mels), after)
+
+    def _system_prompt(self, given: str | None) -> str:
+        return self.system_prompt if given is None else given
+
+    def _mel(self, audio: Audio) -> np.ndarray:
+        wave = load_audio(audio.source, self.mel.sampling_rate, name=audio.name)
+        mel = log_mel(wave, self.mel, name=audio.name)
+        self.check_heard(len(mel), len(wave), audio.name)
+        return mel
+
+    def check_heard(self, num_frames: int, num_samples: int, name: str) -> None:
+        """Raises AudioError when a sound of so many mel frames gives no feature."""
+        if self.config.reasoner.audio.num_features(num_frames) < 1:
+            seconds = num_samples / self.mel.sampling_rate
+            raise AudioError(f"{name}: {seconds:.3f} s is too short to be heard")
+
+    def _question_ids(self, segments: list[int | str], mels: list[np.ndarray]) -> np.ndarray:
+        """Tokens of chat segments, one placeholder for each feature of the sounds."""
+        counts = iter([self.config.reasoner.audio.num_features(len(mel)) for mel in mels])
+        repeated: list[int | str] = []
+        for segment in segments:
+            is_audio = segment == self.config.reasoner.audio_token_id
+            repeated += [segment] * (next(counts) if is_audio else 1)
+        return self._ids(self.tokenizer.encode_segments(repeated), "question")
 
     def voice_arrays(self, audio: AudioSource, transcript: str) -> VoiceArrays:
         """Arrays of a reference voice: sound, and exactly what it says (encoded verbatim, with any white space).

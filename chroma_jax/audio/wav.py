@@ -50,18 +50,52 @@ def load_audio(source: AudioSource, sampling_rate: int, *, name: str | None = No
         samples, rate = _from_file(source, name)
     if not samples.size:
         raise AudioError(f"{name}: has no samples")
-    if not np.isfinite(samples).all():
-        raise AudioError(f"{name}: has NaN or infinite samples")
-    peak = float(np.abs(samples).max())
-    if peak > MAX_PEAK:
-        raise AudioError(
-            f"{name}: float samples reach {peak:g}, but full scale is 1; divide them, or pass integers as integers"
-        )
+    _check_samples(samples, name)
     if rate != sampling_rate:
         samples = _soxr().resample(samples, rate, sampling_rate, quality="HQ")
         if not samples.size:
             raise AudioError(f"{name}: too short, it has no samples at {sampling_rate} Hz")
     return np.ascontiguousarray(samples, np.float32)
+
+
+class AudioStream:
+    """`load_audio` of a recording that is still being made: any split gives the same samples.
+
+    Args:
+      sampling_rate: Hz of what `push` gives.
+      name: what errors call the recording.
+    """
+
+    def __init__(self, sampling_rate: int, *, name: str = "audio"):
+        self._to, self._name = sampling_rate, name
+        self._from: int | None = None
+        self._resampler = None
+
+    def push(self, samples: ArrayLike, rate: int) -> np.ndarray:
+        """The next samples, as `load_audio` takes them, which may be none -> mono float32 [n] as far as they can be told.
+
+        Raises AudioError as `load_audio`, and when the rate changes; then nothing is taken in.
+        """
+        samples = np.asarray(samples)
+        if samples.size:
+            samples, rate = _from_array((samples, rate), self._name)
+            _check_samples(samples, self._name)
+        else:
+            samples, rate = np.zeros(0, np.float32), _check_rate(rate, self._name)
+        if self._from not in (None, rate):
+            raise AudioError(f"{self._name}: the rate was {self._from} Hz, and is now {rate}")
+        if self._from is None and rate != self._to:
+            self._resampler = _soxr().ResampleStream(
+                rate, self._to, 1, dtype="float32", quality="HQ"
+            )
+        self._from = rate
+        return self._resampler.resample_chunk(samples) if self._resampler else samples
+
+    def finish(self) -> np.ndarray:
+        """What was held back to be told with what would follow."""
+        if not self._resampler:
+            return np.zeros(0, np.float32)
+        return self._resampler.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
 def save_wav(
@@ -121,6 +155,16 @@ def check_output(path: str | os.PathLike) -> str:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise AudioError(f"{name}: the directory {folder} cannot be written to")
     return target
+
+
+def _check_samples(samples: np.ndarray, name: str) -> None:
+    if not np.isfinite(samples).all():
+        raise AudioError(f"{name}: has NaN or infinite samples")
+    peak = float(np.abs(samples).max())
+    if peak > MAX_PEAK:
+        raise AudioError(
+            f"{name}: float samples reach {peak:g}, but full scale is 1; divide them, or pass integers as integers"
+        )
 
 
 def _from_array(source: tuple, name: str) -> tuple[np.ndarray, int]:

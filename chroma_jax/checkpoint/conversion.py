@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import math
 import os
 import shutil
@@ -14,7 +15,7 @@ from absl import logging
 from orbax.checkpoint import v1 as ocp
 from tqdm import tqdm
 
-from chroma_jax.checkpoint import params
+from chroma_jax.checkpoint import params, quantizing
 from chroma_jax.checkpoint.from_torch import plan_torch, read_leaf
 from chroma_jax.checkpoint.safetensors_io import DTYPES, NAMES, total_bytes
 from chroma_jax.checkpoint.staging import check_apart, check_space, staged
@@ -27,8 +28,18 @@ from chroma_jax.checkpoint.store import (
     orbax_context,
     write_manifest,
 )
-from chroma_jax.checkpoint.torch_files import TorchFiles, open_torch, resolve_source, side_files
+from chroma_jax.checkpoint.torch_files import (
+    CONFIG_FILE,
+    TorchFiles,
+    open_torch,
+    read_json,
+    resolve_source,
+    side_files,
+)
 from chroma_jax.checkpoint.torch_table import VISION_TOWER, CheckpointError, Plan
+from chroma_jax.config.hf import write_quantized
+from chroma_jax.config.types import QUANTIZED
+from chroma_jax.model.quantized import input_axes
 
 _BY_NAME = {name: dtype for dtype, name in params.PARAM_DTYPES.items()}
 
@@ -41,6 +52,7 @@ def convert(
     overwrite: bool = False,
     progress: bool = True,
     say: Callable[[str], None] = logging.info,
+    quantize: str | None = None,
 ) -> None:
     """Writes a checkpoint of the Hub's layout as a directory that `load` reads.
 
@@ -54,12 +66,16 @@ def convert(
       overwrite: whether a checkpoint at `out` may be replaced.
       progress: whether to show a progress bar on a terminal.
       say: where to tell what is left out, and the bytes that saves.
+      quantize: "int8" or "fp8" to store kernels and tables in eight bits (see `model/quantized.py`): half of bfloat16's room.
+        What is made so cannot be exported or trained.
 
     Raises:
       ValueError: (CheckpointError) the source is not a whole Chroma checkpoint, or `out` cannot be written.
     """
     if dtype is not None and dtype not in _BY_NAME:
         raise CheckpointError(f"dtype must be one of {', '.join(sorted(_BY_NAME))}; got {dtype!r}")
+    if quantize is not None and quantize not in QUANTIZED:
+        raise CheckpointError(f"quantize must be {' or '.join(QUANTIZED)}; got {quantize!r}")
     check_apart(source, out)
     with staged(out, overwrite=overwrite) as stage:
         directory = resolve_source(source)
@@ -71,9 +87,14 @@ def convert(
         cfg, plan = plan_torch(files)
         tensors = _stored_dtypes(files, plan, dtype)
         skipped = _report_skipped(files, plan, say)
-        _write_params(os.path.join(stage, PARAMS), files, plan, tensors, progress)
+        _write_params(os.path.join(stage, PARAMS), files, plan, tensors, progress, quantize)
         for name in side_files(directory):
             shutil.copyfile(os.path.join(directory, name), os.path.join(stage, name))
+        if quantize is not None:
+            config = os.path.join(stage, CONFIG_FILE)
+            content = read_json(config) | write_quantized(quantize)
+            with open(config, "w", encoding="utf-8") as f:
+                json.dump(content, f, indent=2)
         manifest = Manifest(
             source=os.fspath(source),
             tied=cfg.reasoner.tie_embeddings,
@@ -85,7 +106,12 @@ def convert(
 
 
 def _write_params(
-    target: str, files: TorchFiles, plan: Plan, tensors: Mapping[str, str], progress: bool
+    target: str,
+    files: TorchFiles,
+    plan: Plan,
+    tensors: Mapping[str, str],
+    progress: bool,
+    quantize: str | None,
 ) -> None:
     dtypes = {
         leaf.path: params.widest(DTYPES[tensors[name]] for name in leaf.names)
@@ -94,14 +120,23 @@ def _write_params(
     sizes = {leaf.path: math.prod(leaf.shape) * dtypes[leaf.path].itemsize for leaf in plan.leaves}
     leaves = {leaf.path: leaf for leaf in plan.leaves}
     total = sum(sizes.values())
-    check_space(os.path.dirname(target), total)
+    quantised = [p for p in leaves if quantize is not None and input_axes(p) is not None]
+    saved = sum(sizes[p] * (dtypes[p].itemsize - 1) // dtypes[p].itemsize for p in quantised)
+    check_space(os.path.dirname(target), total - saved)
+
+    def read(path: str) -> dict[str, np.ndarray]:
+        array = read_leaf(files, leaves[path], dtypes[path])
+        if path not in quantised:
+            return {path: array}
+        return {p: np.asarray(x) for p, x in quantizing.quantized(path, array, quantize).items()}
+
     bar = tqdm(
         total=total, unit="B", unit_scale=True, desc="convert", disable=None if progress else True
     )
     with bar, orbax_context():
         with contextlib.closing(_Saver(target)) as saver:
             for group in groups(sizes):
-                saver.save({path: read_leaf(files, leaves[path], dtypes[path]) for path in group})
+                saver.save({p: x for path in group for p, x in read(path).items()})
                 bar.update(sum(sizes[path] for path in group))
             saver.wait()
         ocp.partial.finalize(target)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 
 import numpy as np
 
-from chroma_jax.checkpoint import params
+from chroma_jax.checkpoint import params, quantizing
 from chroma_jax.checkpoint.params import Shardings
 from chroma_jax.checkpoint.safetensors_io import bits, copy_tiled, for_each
 from chroma_jax.checkpoint.torch_files import TorchFiles, open_torch
@@ -22,7 +23,7 @@ def plan_torch(files: TorchFiles) -> tuple[ChromaConfig, Plan]:
     plan. Raises CheckpointError.
     """
     # The tensors have the last word on tying: the flag stands at either of two levels, and is often wrong.
-    cfg = params.with_tied_head(files.config, LM_HEAD not in files.tensors)
+    cfg = params.with_tied_head(files.config, LM_HEAD not in files.tensors).with_quantized(None)
     plan = make_plan(files.tensors, params.flatten(params.abstract(cfg)), files.directory)
     for name, row in plan.skipped.items():
         if row.same_as and not _same(files, name, row.same_as):
@@ -62,7 +63,11 @@ def _cast(tensor: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
 
 
 def load_torch(
-    directory: str | os.PathLike, dtype: str | None = None, shardings: Shardings = None
+    directory: str | os.PathLike,
+    dtype: str | None = None,
+    shardings: Shardings = None,
+    stages: Collection[str] | None = None,
+    quantize: str | None = None,
 ) -> tuple[ChromaConfig, ChromaModel]:
     """Loads a checkpoint in the Hub's layout (config.json and safetensors), without PyTorch.
 
@@ -73,6 +78,9 @@ def load_torch(
         tensors have. The Codec is always float32.
       shardings: where the parameters go: a tree of `jax.sharding.Sharding` shaped like the model, a function from the
         abstract model to such a tree, or one Sharding for everything. None: the default device.
+      stages: names of those to read, of `params.STAGES`; the parameters of the others stay `jax.ShapeDtypeStruct`s. None: all.
+      quantize: "int8" or "fp8" to hold kernels and tables in eight bits (see `model/quantized.py`); each is quantised where it
+        belongs as soon as it is read. None: as stored.
 
     Returns:
       The configuration and the model. The host holds one (stacked) parameter at a time.
@@ -82,11 +90,17 @@ def load_torch(
     """
     files = open_torch(directory)
     cfg, plan = plan_torch(files)
-    cfg = cfg if dtype is None else cfg.with_dtype(dtype)
+    stored = quantizing.full(cfg)
+    cfg = quantizing.asked(cfg if dtype is None else cfg.with_dtype(dtype), quantize, directory)
     abstract, wanted, where = params.model_of(cfg, shardings)
-    arrays = {}
-    for leaf in plan.leaves:
-        arrays[leaf.path] = params.place(
-            read_leaf(files, leaf, wanted[leaf.path].dtype), where[leaf.path]
-        )
+    arrays = dict(wanted)
+    leaves = {leaf.path: leaf for leaf in plan.leaves}
+    for path in params.of_stages(leaves, stages):
+        if path in wanted:
+            array = read_leaf(files, leaves[path], wanted[path].dtype)
+            arrays[path] = params.place(array, where[path])
+        else:
+            array = read_leaf(files, leaves[path], stored[path].dtype)
+            array = params.place(array, where[quantizing.parts(path)[0]])
+            arrays |= quantizing.quantized(path, array, quantize, where)
     return cfg, params.build(abstract, arrays)

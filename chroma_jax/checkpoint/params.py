@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ PARAM_DTYPES = {
     np.dtype(np.float16): "float16",
     np.dtype(ml_dtypes.bfloat16): "bfloat16",
 }
+STAGES = ("reasoner", "backbone", "decoder", "codec")
 # The parts that may differ in dtype; the Codec is held in float32 (see ChromaConfig.with_dtype).
 _PARTS = ("reasoner/audio_encoder/", "reasoner/", "backbone/", "decoder/")
 
@@ -52,6 +53,16 @@ def build(abstract: ChromaModel, arrays: Mapping[str, Any]) -> ChromaModel:
     graphdef, state = nnx.split(abstract)
     fill = lambda path, _: arrays[path_name(path)]  # noqa: E731
     return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(fill, nnx.to_pure_dict(state)))
+
+
+def of_stages(paths: Iterable[str], stages: Collection[str] | None) -> list[str]:
+    """The paths of the named stages' parameters; None: all of them. Raises ValueError for a stage that does not exist."""
+    if stages is None:
+        return list(paths)
+    unknown = sorted(set(stages) - set(STAGES))
+    if unknown:
+        raise ValueError(f"unknown stage {unknown[0]!r}; the stages are {', '.join(STAGES)}")
+    return [path for path in paths if path.split("/", 1)[0] in stages]
 
 
 def is_codec(path: str) -> bool:

@@ -1,6 +1,6 @@
 """Our own checkpoints: a directory with an Orbax tree of parameters, and everything else a user of them needs.
 
-    config.json, tokenizer files, ...   as in the PyTorch checkpoint
+    config.json, tokenizer files, ...   as in the PyTorch checkpoint; config.json says whether weights are quantised
     chroma_jax.json                     manifest: format, dtype of every PyTorch tensor, size of every file
     params/                             Orbax: the parameters, nested by path
 
@@ -16,7 +16,7 @@ import importlib.metadata
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +24,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from chroma_jax.checkpoint import params
+from chroma_jax.checkpoint import params, quantizing
 from chroma_jax.checkpoint.from_torch import load_torch
 from chroma_jax.checkpoint.params import Shardings
 from chroma_jax.checkpoint.safetensors_io import DTYPES, NAMES
@@ -47,7 +47,7 @@ class Manifest:
     """What chroma_jax.json holds.
 
     source: where the parameters came from. tied: whether the Reasoner's head is its embedding. tensors: PyTorch name ->
-    safetensors dtype, which export writes. skipped: counts and bytes of what was left out. files: relative path -> bytes.
+    safetensors dtype, which export writes (that of before, where weights are quantised). skipped: counts and bytes of what was left out. files: relative path -> bytes.
     """
 
     source: str
@@ -183,8 +183,7 @@ def open_converted(directory: str) -> tuple[ChromaConfig, Manifest]:
         raise CheckpointError(f"{directory} is {what} checkpoint: it has no {MANIFEST}")
     manifest = read_manifest(directory)
     cfg = params.with_tied_head(read_config(directory), manifest.tied)
-    wanted = params.flatten(params.abstract(cfg))
-    leaves = [leaf_for(path, leaf.shape) for path, leaf in wanted.items()]
+    leaves = [leaf_for(path, leaf.shape) for path, leaf in quantizing.full(cfg).items()]
     names = {name for leaf in leaves for name in leaf.names}
     if names != set(manifest.tensors):
         odd = sorted(names ^ set(manifest.tensors))
@@ -219,26 +218,46 @@ def read_params(directory: str, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> d
 
 
 def load_converted(
-    directory: str | os.PathLike, dtype: str | None = None, shardings: Shardings = None
+    directory: str | os.PathLike,
+    dtype: str | None = None,
+    shardings: Shardings = None,
+    stages: Collection[str] | None = None,
+    quantize: str | None = None,
 ) -> tuple[ChromaConfig, ChromaModel]:
     """Loads one of our directories. Arguments, result and errors as those of `load_torch`, with the same numbers.
 
     Every parameter is read straight into its sharding: each process reads its own part.
     """
     directory = os.path.expanduser(os.fspath(directory))
-    cfg, _ = open_converted(directory)
-    cfg = cfg if dtype is None else cfg.with_dtype(dtype)
+    held, _ = open_converted(directory)
+    cfg = held if dtype is None else held.with_dtype(dtype)
+    cfg = quantizing.asked(cfg, quantize, directory)
     abstract, wanted, where = params.model_of(cfg, shardings)
+    # What is to be read, as what it is wanted; where it is to be quantised first, as what it is stored.
+    stored = wanted if held.quantized else quantizing.full(held)
+    read = {path: wanted.get(path, leaf) for path, leaf in stored.items()}
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    arrays: dict[str, jax.Array] = {}
-    for group in groups({path: leaf.size * leaf.dtype.itemsize for path, leaf in wanted.items()}):
+    arrays: dict[str, Any] = dict(wanted)
+    sizes = {
+        path: read[path].size * read[path].dtype.itemsize for path in params.of_stages(read, stages)
+    }
+    for group in groups(sizes):
         specs = {
             path: jax.ShapeDtypeStruct(
-                wanted[path].shape, wanted[path].dtype, sharding=where[path] or here
+                read[path].shape,
+                read[path].dtype,
+                sharding=where[path if path in where else quantizing.parts(path)[0]] or here,
             )
             for path in group
         }
-        arrays |= read_params(directory, specs)
+        group = read_params(directory, specs)
+        for path in specs:
+            array = group.pop(path)  # gone as soon as it is quantised
+            arrays |= (
+                {path: array}
+                if path in wanted
+                else quantizing.quantized(path, array, quantize, where)
+            )
     return cfg, params.build(abstract, arrays)
 
 
@@ -251,7 +270,11 @@ class Loaded(NamedTuple):
 
 
 def load(
-    path_or_hub_id: str | os.PathLike, dtype: str | None = None, shardings: Shardings = None
+    path_or_hub_id: str | os.PathLike,
+    dtype: str | None = None,
+    shardings: Shardings = None,
+    stages: Collection[str] | None = None,
+    quantize: str | None = None,
 ) -> Loaded:
     """Loads a checkpoint, whatever it is: a converted directory, a directory in the Hub's layout, or a Hub id.
 
@@ -259,7 +282,7 @@ def load(
     """
     directory = resolve_source(path_or_hub_id)
     loader = load_converted if is_converted(directory) else load_torch
-    return Loaded(*loader(directory, dtype, shardings), directory)
+    return Loaded(*loader(directory, dtype, shardings, stages, quantize), directory)
 
 
 def save(
@@ -296,12 +319,13 @@ def save(
                 shutil.copyfile(file, os.path.join(stage, os.path.basename(os.fspath(file))))
             with open(os.path.join(stage, CONFIG_FILE), "w", encoding="utf-8") as f:
                 json.dump(cfg.to_hf(), f, indent=2)
-            leaves = {path: leaf_for(path, array.shape) for path, array in arrays.items()}
+            whole = quantizing.full(cfg)
+            leaves = {path: leaf_for(path, leaf.shape) for path, leaf in whole.items()}
             manifest = Manifest(
                 source="saved by chroma_jax",
                 tied=cfg.reasoner.tie_embeddings,
                 tensors={
-                    name: NAMES[np.dtype(arrays[path].dtype)]
+                    name: NAMES[np.dtype(arrays.get(path, whole[path]).dtype)]
                     for path, leaf in leaves.items()
                     for name in leaf.names
                 },

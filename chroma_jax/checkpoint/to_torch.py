@@ -24,7 +24,7 @@ from chroma_jax.checkpoint.torch_files import (
     read_json,
     side_files,
 )
-from chroma_jax.checkpoint.torch_table import Leaf, leaf_for
+from chroma_jax.checkpoint.torch_table import CheckpointError, Leaf, leaf_for
 
 SHARD_BYTES = 5_000_000_000
 
@@ -50,7 +50,7 @@ def export(
       shard_bytes: files are filled up to about this size; with more than one, there is an index.
 
     Raises:
-      ValueError: (CheckpointError) the source is damaged or incomplete, or `out` cannot be written.
+      ValueError: (CheckpointError) the source is damaged or incomplete, or quantised, or `out` cannot be written.
     """
     source = os.path.expanduser(os.fspath(source))
     check_apart(source, out)
@@ -60,6 +60,11 @@ def export(
 
 def _export(source: str, stage: str, progress: bool, shard_bytes: int) -> None:
     cfg, manifest = open_converted(source)
+    if cfg.quantized is not None:
+        raise CheckpointError(
+            f"{source} is quantised to {cfg.quantized}, which PyTorch's Chroma cannot hold; "
+            "export the checkpoint that it was made from"
+        )
     leaves = [leaf_for(path, a.shape) for path, a in params.flatten(params.abstract(cfg)).items()]
     dtypes = {name: DTYPES[code] for name, code in manifest.tensors.items()}
     shards = _shards(leaves, dtypes, shard_bytes)

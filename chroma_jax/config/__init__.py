@@ -1,10 +1,10 @@
 """Typed configuration of the four stages, the reader of a Hub checkpoint's config.json, and the published sizes.
 
 Sizes never have defaults: they come from a checkpoint (`ChromaConfig.from_hf`), from the published model (`chroma_4b`)
-or from a test (`tiny`).
+or from something small to try (`tiny`, `debug`).
 """
 
-from chroma_jax.config.presets import chroma_4b, tiny
+from chroma_jax.config.presets import chroma_4b, chroma_100m, debug, tiny
 from chroma_jax.config.types import (
     AudioEncoderConfig,
     BackboneConfig,
@@ -28,5 +28,7 @@ __all__ = [
     "ReasonerConfig",
     "RopeConfig",
     "chroma_4b",
+    "chroma_100m",
+    "debug",
     "tiny",
 ]

@@ -13,6 +13,7 @@ from typing import Any
 
 from chroma_jax.config.types import (
     MAX_INT,
+    QUANTIZED,
     AudioEncoderConfig,
     BackboneConfig,
     ChromaConfig,
@@ -313,7 +314,34 @@ def _read_chroma(top: _Section) -> ChromaConfig:
         im_end_token_id=top.id("im_end_token_id"),
         codebook_pad_token_id=top.id("codebook_pad_token_id"),
         codebook_eos_token_id=top.id("codebook_eos_token_id"),
+        quantized=_read_quantized(top),
     )
+
+
+# transformers' key for what a checkpoint's weights are held in, and our name in it.
+_QUANTIZATION, _QUANT_METHOD = "quantization_config", "chroma_jax"
+
+
+def _read_quantized(top: _Section) -> str | None:
+    if not top.has(_QUANTIZATION):
+        return None
+    section = top.section(_QUANTIZATION)
+    if section.values.get("quant_method") != _QUANT_METHOD:
+        method = _short(section.values.get("quant_method"))
+        raise ValueError(
+            f"{_QUANTIZATION}: weights quantised by {method} cannot be read; the checkpoint that they were made from can"
+        )
+    section.expect("weights", *QUANTIZED)
+    if not section.has("weights"):
+        raise ValueError(f"missing key {section.key('weights')}")
+    return section.values["weights"]
+
+
+def write_quantized(kind: str | None) -> dict[str, Any]:
+    """What config.json says of quantised weights; nothing for None."""
+    if kind is None:
+        return {}
+    return {_QUANTIZATION: {"quant_method": _QUANT_METHOD, "weights": kind}}
 
 
 def _write_rope(rope: RopeConfig) -> dict[str, Any]:
@@ -425,4 +453,4 @@ def _write_chroma(c: ChromaConfig) -> dict[str, Any]:
             "layer_scale_initial_scale": codec.layer_scale_initial,
             "hidden_act": "gelu",
         },
-    }
+    } | write_quantized(c.quantized)

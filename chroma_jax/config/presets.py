@@ -124,6 +124,76 @@ def chroma_4b() -> ChromaConfig:
     )
 
 
+def chroma_100m() -> ChromaConfig:
+    """The structure of Chroma-4B at 113 M weights, to measure speed where Chroma-4B does not fit: no such model is trained.
+
+    Reasoner 58 M, Backbone 28 M, Decoder 11 M, Codec 16 M.
+    """
+    big = chroma_4b()
+    replace = dataclasses.replace
+    return replace(
+        big,
+        reasoner=replace(
+            big.reasoner,
+            text=replace(
+                big.reasoner.text,
+                hidden_size=512,
+                intermediate_size=2560,
+                num_layers=9,
+                num_heads=8,
+                head_dim=64,
+                rope=RopeConfig(theta=1e6, sections=(8, 12, 12)),
+            ),
+            audio=replace(
+                big.reasoner.audio,
+                hidden_size=384,
+                intermediate_size=1536,
+                num_layers=4,
+                num_heads=6,
+                output_size=512,
+            ),
+            vocab_size=8192,
+            audio_token_id=8130,
+            audio_start_token_id=8131,
+            audio_end_token_id=8132,
+            pad_token_id=8133,
+        ),
+        backbone=replace(
+            big.backbone,
+            llama=replace(
+                big.backbone.llama,
+                hidden_size=512,
+                intermediate_size=2048,
+                num_layers=5,
+                num_heads=8,
+                num_kv_heads=2,
+            ),
+        ),
+        decoder=replace(
+            big.decoder,
+            llama=replace(
+                big.decoder.llama, hidden_size=256, intermediate_size=2048, num_heads=4, head_dim=64
+            ),
+            embedding_size=512,
+        ),
+        codec=replace(
+            big.codec,
+            hidden_size=256,
+            num_filters=32,
+            upsample_groups=256,
+            codebook_dim=128,
+            quantizer_size=128,
+            num_layers=4,
+            num_heads=4,
+            num_kv_heads=4,
+            intermediate_size=1024,
+        ),
+        text_start_token_id=8140,
+        text_end_token_id=8141,
+        im_end_token_id=8142,
+    )
+
+
 def tiny() -> ChromaConfig:
     """A complete Chroma of about half a million weights, for tests and for trying the tools: it cannot speak."""
     big = chroma_4b()
@@ -212,4 +282,49 @@ def tiny() -> ChromaConfig:
         im_end_token_id=511,
         codebook_pad_token_id=66,
         codebook_eos_token_id=0,
+    )
+
+
+def debug() -> ChromaConfig:
+    """A complete Chroma of 1.4 million weights, which learns a few spoken answers by heart on two CPU cores (`configs/debug.py`)."""
+    small = tiny()
+    replace = dataclasses.replace
+    width = 128
+    return replace(
+        small,
+        reasoner=replace(
+            small.reasoner,
+            text=replace(
+                small.reasoner.text,
+                hidden_size=width,
+                intermediate_size=256,
+                num_layers=2,
+                head_dim=32,
+                rope=RopeConfig(theta=1e6, sections=(4, 6, 6)),
+            ),
+            audio=replace(
+                small.reasoner.audio, hidden_size=64, intermediate_size=128, output_size=width
+            ),
+        ),
+        backbone=replace(
+            small.backbone,
+            llama=replace(
+                small.backbone.llama,
+                hidden_size=width,
+                intermediate_size=384,
+                head_dim=32,
+                rope=RopeConfig(theta=1e4),
+            ),
+        ),
+        decoder=replace(
+            small.decoder,
+            llama=replace(
+                small.decoder.llama,
+                hidden_size=96,
+                intermediate_size=192,
+                head_dim=24,
+                rope=RopeConfig(theta=1e4),
+            ),
+            embedding_size=width,
+        ),
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 MAX_INT = 2**31 - 1  # what an int32 id or length holds
 REMAT = ("none", "full", "dots", "all_dots")
+QUANTIZED = ("int8", "fp8")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -239,7 +240,10 @@ class CodecConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ChromaConfig:
-    """The whole system. Token ids are the checkpoint's own."""
+    """The whole system. Token ids are the checkpoint's own.
+
+    quantized: "int8" or "fp8" where kernels and tables are held in eight bits, for generation (see `model/quantized.py`).
+    """
 
     reasoner: ReasonerConfig
     backbone: BackboneConfig
@@ -250,8 +254,11 @@ class ChromaConfig:
     im_end_token_id: int
     codebook_pad_token_id: int
     codebook_eos_token_id: int
+    quantized: str | None = None
 
     def __post_init__(self):
+        if self.quantized is not None and self.quantized not in QUANTIZED:
+            raise ValueError(f"quantize must be {' or '.join(QUANTIZED)}, got {self.quantized!r}")
         width = self.backbone.llama.hidden_size
         checks = (
             ("thinker text hidden_size", self.reasoner.text.hidden_size, "backbone hidden_size", width),
@@ -326,6 +333,10 @@ class ChromaConfig:
             backbone=replace(self.backbone, llama=replace(self.backbone.llama, **cast)),
             decoder=replace(self.decoder, llama=replace(self.decoder.llama, **cast)),
         )
+
+    def with_quantized(self, kind: str | None) -> ChromaConfig:
+        """The same model with kernels and tables held in `kind`, or as they are for None. Raises ValueError for another kind."""
+        return dataclasses.replace(self, quantized=kind)
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> ChromaConfig:

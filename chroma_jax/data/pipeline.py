@@ -239,34 +239,39 @@ class _Batches:
 
     def assemble(self, planned: Planned) -> Batch:
         """Reads and lays out the rows."""
-        config, shape = self.mixture.config, self.mixture.shapes[planned.shape]
-        batch = empty_batch(config, shape, len(planned.records), self.mixture.hidden)
-        for row, number in enumerate(planned.records.tolist()):
-            real = number >= 0
-            dataset, local = self.mixture.find(number if real else -1 - number)
-            record = dataset[local]
-            voice_ids, voice_codes = dataset.voice(record, local, self._seed, planned.epoch)
-            if self.mixture.hidden:
-                batch.hidden[row, : len(record.text)] = record.hidden.astype(np.float32)
-            else:
-                ids = np.concatenate([record.question_ids, record.text])
-                batch.prompt_ids[row, : len(ids)] = ids
-                batch.prompt_lengths[row] = len(record.question_ids)
-                chunks, lengths = record.chunks(config.reasoner.audio.chunk_frames)
-                if len(lengths):
-                    batch.chunks[row, : len(chunks)] = chunks
-                    batch.chunk_lengths[row, : len(lengths)] = lengths
-            batch.text[row, : len(record.text)] = record.text
-            batch.frames[row, : len(record.codes)] = record.codes
-            batch.voice_ids[row, : len(voice_ids)] = voice_ids
-            batch.voice_frames[row, : len(voice_codes)] = voice_codes
-            batch.voice_id_lengths[row] = len(voice_ids)
-            batch.voice_frame_lengths[row] = len(voice_codes)
-            if real:
-                batch.text_lengths[row] = len(record.text)
-                batch.frame_lengths[row] = len(record.codes)
-                batch.record_ids[row] = number
-        return batch
+        return read_rows(self.mixture, planned, self._seed)
+
+
+def read_rows(mixture: Mixture, planned: Planned, seed: int) -> Batch:
+    """The records of a planned batch, laid out; voices are drawn by `seed`. A negative number, -1 - n, is padding like record n."""
+    config, shape = mixture.config, mixture.shapes[planned.shape]
+    batch = empty_batch(config, shape, len(planned.records), mixture.hidden)
+    for row, number in enumerate(planned.records.tolist()):
+        real = number >= 0
+        dataset, local = mixture.find(number if real else -1 - number)
+        record = dataset[local]
+        voice_ids, voice_codes = dataset.voice(record, local, seed, planned.epoch)
+        if mixture.hidden:
+            batch.hidden[row, : len(record.text)] = record.hidden.astype(np.float32)
+        else:
+            ids = np.concatenate([record.question_ids, record.text])
+            batch.prompt_ids[row, : len(ids)] = ids
+            batch.prompt_lengths[row] = len(record.question_ids)
+            chunks, lengths = record.chunks(config.reasoner.audio.chunk_frames)
+            if len(lengths):
+                batch.chunks[row, : len(chunks)] = chunks
+                batch.chunk_lengths[row, : len(lengths)] = lengths
+        batch.text[row, : len(record.text)] = record.text
+        batch.frames[row, : len(record.codes)] = record.codes
+        batch.voice_ids[row, : len(voice_ids)] = voice_ids
+        batch.voice_frames[row, : len(voice_codes)] = voice_codes
+        batch.voice_id_lengths[row] = len(voice_ids)
+        batch.voice_frame_lengths[row] = len(voice_codes)
+        if real:
+            batch.text_lengths[row] = len(record.text)
+            batch.frame_lengths[row] = len(record.codes)
+            batch.record_ids[row] = number
+    return batch
 
 
 def empty_batch(config: ChromaConfig, shape: Shape, rows: int, hidden: bool) -> Batch:

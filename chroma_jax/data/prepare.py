@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 import jax
-import ml_dtypes
-import numpy as np
 from tqdm import tqdm
 
 from chroma_jax.audio.prompt import DEFAULT_SYSTEM_PROMPT, Processor
@@ -21,12 +19,12 @@ from chroma_jax.checkpoint.torch_files import read_config
 from chroma_jax.config import ChromaConfig
 from chroma_jax.data import metadata as md
 from chroma_jax.data import shards
-from chroma_jax.data.encode import Asked, Encoder
-from chroma_jax.data.manifest import BadRow, Row, Sounds, check_files, load_row, read_manifest
-from chroma_jax.data.records import HIDDEN_DTYPES, Record
+from chroma_jax.data.check_rows import BadRowsError, find_bad_rows, tell_bad_rows
+from chroma_jax.data.encode import Encoder
+from chroma_jax.data.make_records import make_records
+from chroma_jax.data.manifest import BadRow, Row, Sounds, load_row, read_manifest
+from chroma_jax.data.records import HIDDEN_DTYPES
 from chroma_jax.data.voices import VoiceLimits
-
-_SHOWN = 20  # bad rows that are told one by one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,18 +60,6 @@ class Options:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
 
-class BadRowsError(ValueError):
-    """Rows that cannot be used, with on_bad_row "fail". `rows` has all of them."""
-
-    def __init__(self, rows: Sequence[BadRow], manifest: str):
-        first = rows[0]
-        super().__init__(
-            f"{manifest}: {len(rows)} bad rows, the first on line {first.line}: {first.reason} "
-            "(--on_bad_row=skip leaves such rows out)"
-        )
-        self.rows = list(rows)
-
-
 def prepare(
     manifest: str | os.PathLike,
     checkpoint: str | os.PathLike,
@@ -84,6 +70,7 @@ def prepare(
     num_processes: int = 1,
     only_finish: bool = False,
     say: Callable[[str], None] = lambda line: None,
+    before_loading: Callable[[], None] = lambda: None,
     devices: Sequence[jax.Device] | None = None,
 ) -> md.Metadata | None:
     """Makes this process's shards of a dataset, and the dataset's metadata when all shards are there.
@@ -101,6 +88,8 @@ def prepare(
       num_processes: how many there are.
       only_finish: make no shards, only complete a dataset whose shards are all there.
       say: told, a line each, what happens.
+      before_loading: called when rows are checked, before weights are read. Processes of one jax.distributed job read them
+        together: here is where those that are ahead can wait.
       devices: where models run; default all of this process.
 
     Returns:
@@ -131,7 +120,7 @@ def prepare(
         return work.finish_only()
     mine = range(process_id, len(work.keys), num_processes)
     with shards.exclusive(out, process_id):
-        work.run(mine, directory, say, devices)
+        work.run(mine, directory, say, before_loading, devices)
         metadata = work.finish()
     if metadata is None:
         missing = sum(
@@ -242,6 +231,7 @@ class _Work:
         mine: Sequence[int],
         directory: str,
         say: Callable[[str], None],
+        before_loading: Callable[[], None],
         devices: Sequence[jax.Device] | None,
     ) -> None:
         """Makes those of the shards `mine` that are missing."""
@@ -251,7 +241,7 @@ class _Work:
         wrong: dict[int, list[BadRow]] = {}
         total = sum(len(self.shards[number]) for number in mine)
         left = sum(len(self.shards[number]) for number in todo)
-        with concurrent.futures.ThreadPoolExecutor(self.options.threads) as pool:
+        with ThreadPoolExecutor(self.options.threads) as pool:
             with _bar("checking", left) as bar:
                 for number in todo:
                     wrong[number] = self._check(number, pool, bar)
@@ -262,6 +252,7 @@ class _Work:
             # Processes of one jax.distributed job load together, or wait for each other for ever.
             if not todo and jax.process_count() == 1:
                 return
+            before_loading()
             encoder = self._encoder(directory, devices)
             with _bar("encoding", total, total - left) as bar:  # fmt: skip
                 loads = None
@@ -276,39 +267,25 @@ class _Work:
                         self._report(late, say)
                     bar.update(len(self.shards[number]))
 
-    def _check(self, number: int, pool, bar) -> list[BadRow]:
-        def reason(row: Row) -> BadRow | None:
-            try:
-                if self.options.check == "full":
-                    load_row(row, self.processor, self.limits)
-                else:
-                    check_files(row)
-                return None
-            except (ValueError, OSError) as e:
-                return BadRow(row.line, str(e))
-            finally:
-                bar.update()
-
-        return [found for found in pool.map(reason, self.shards[number]) if found is not None]
+    def _check(self, number: int, pool: Executor, bar: tqdm) -> list[BadRow]:
+        full = self.options.check == "full"
+        return find_bad_rows(
+            self.shards[number], self.processor, self.limits, full=full, pool=pool, checked=bar.update
+        )  # fmt: skip
 
     def _report(self, bad: Sequence[BadRow], say: Callable[[str], None]) -> None:
         """Tells bad rows. Raises BadRowsError unless they are to be skipped."""
-        bad = sorted(bad)
-        for row in bad[:_SHOWN]:
-            say(f"{self.manifest}:{row.line}: {row.reason}")
-        if len(bad) > _SHOWN:
-            say(f"... and {len(bad) - _SHOWN} more")
-        if bad and self.options.on_bad_row == "fail":
-            raise BadRowsError(bad, self.manifest)
+        tell_bad_rows(bad, self.manifest, say, fail=self.options.on_bad_row == "fail")
 
     def _encoder(self, directory: str, devices: Sequence[jax.Device] | None) -> Encoder:
         """Loads the weights, and settles what the directory's shards are made with."""
-        # Loaded on the host: the accelerator gets only the parts that are run.
+        # Only what is run, and on the host: the encoder spreads it over the accelerators.
         try:
             host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
         except RuntimeError:  # JAX_PLATFORMS names the accelerator alone
             host = None
-        loaded = load(directory, dtype=self.options.dtype, shardings=host)
+        stages = ["codec", "reasoner"] if self.options.precompute_hidden else ["codec"]
+        loaded = load(directory, dtype=self.options.dtype, shardings=host, stages=stages)
         self.plan["codec"] = md.weights_fingerprint(loaded.model.codec)
         reasoner = None
         if self.options.precompute_hidden:
@@ -329,7 +306,7 @@ class _Work:
             devices=devices,
         )
 
-    def _load(self, number: int, wrong: Mapping[int, Sequence[BadRow]], pool) -> list:
+    def _load(self, number: int, wrong: Mapping[int, Sequence[BadRow]], pool: Executor) -> list:
         lines = {row.line for row in wrong[number]}
         rows = [row for row in self.shards[number] if row.line not in lines]
         return [(row, pool.submit(load_row, row, self.processor, self.limits)) for row in rows]
@@ -345,20 +322,8 @@ class _Work:
                 late.append(BadRow(row.line, str(e)))
         if late and self.options.on_bad_row == "fail":
             raise BadRowsError(late, self.manifest)
-        voiced = [i for i, (_, sounds) in enumerate(rows) if len(sounds.voice)]
-        codes = encoder.codes(
-            [sounds.answer for _, sounds in rows] + [rows[i][1].voice for i in voiced]
-        )
-        voices = dict(zip(voiced, codes[len(rows) :], strict=True))
-        hidden: list[np.ndarray | None] = [None] * len(rows)
-        if self.options.precompute_hidden:
-            states = encoder.hidden([Asked(s.question, s.text) for _, s in rows])
-            kind = np.dtype(getattr(ml_dtypes, self.options.hidden_dtype, None) or self.options.hidden_dtype)  # fmt: skip
-            hidden = [h.astype(kind) for h in states]
-        content = [
-            _record(self.processor, row, sounds, codes[i], voices.get(i), hidden[i])
-            for i, (row, sounds) in enumerate(rows)
-        ]
+        wanted = self.options.hidden_dtype if self.options.precompute_hidden else None
+        content = make_records(self.processor, encoder, rows, wanted)
         shards.write_shard(
             self.out, number, self.keys[number], content, sorted([*wrong, *late]), self.config
         )
@@ -387,42 +352,6 @@ class _Work:
                 f"{shards.shard_name(missing[0])}"
             )
         return metadata
-
-
-def _record(
-    processor: Processor,
-    row: Row,
-    sounds: Sounds,
-    codes: np.ndarray,
-    voice: np.ndarray | None,
-    hidden: np.ndarray | None,
-) -> Record:
-    config, mel = processor.config, processor.mel
-    books = config.num_codebooks
-    kind = np.int16 if config.backbone.vocab_size <= 2**15 else np.int32
-    stop = np.full((1, books), config.codebook_eos_token_id, kind)
-    mels = sounds.question.mels if hidden is None else []
-    heard = sum(len(clip) for clip in sounds.question.mels) * mel.hop_length / mel.sampling_rate
-    bins = config.reasoner.audio.num_mel_bins
-    rate = config.codec.sampling_rate
-    return Record(
-        id=row.id,
-        line=row.line,
-        speaker=row.speaker,
-        language=row.language,
-        question_seconds=float(heard),
-        answer_seconds=len(sounds.answer) / rate,
-        question_ids=sounds.question.ids,
-        mel=np.concatenate([np.zeros((0, bins), np.float32), *mels]),
-        mel_lengths=np.array([len(clip) for clip in mels], np.int32),
-        text=sounds.text,
-        codes=np.concatenate([codes.astype(kind), stop]),
-        reference_ids=sounds.reference_ids,
-        reference_frames=sounds.reference_frames,
-        voice_ids=sounds.voice_ids,
-        voice_codes=np.zeros((0, books), kind) if voice is None else voice.astype(kind),
-        hidden=hidden,
-    )
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The step-level API: prefill, one beat, a scan over beats. Pure functions of (model, state): the unit of live streaming.
 
     state = prefill(model, prompt, controls, keys, max_frames, ...)    # the question heard, the first text token chosen
+                                                                       # (in pieces: hear, hear_voice, start)
     state, out = beat(model, state)                                    # one text token, two frames, 160 ms of sound
     state, outs = decode(model, state, num_beats)                      # lax.scan of beat, in one jitted call
 
@@ -14,84 +15,32 @@ Axes: B batch, T positions, D width, Q codebooks, V vocabulary, C chunks, P tran
 
 from __future__ import annotations
 
-import enum
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from chroma_jax import schedule
 from chroma_jax.generation.sampling import StageControls, choose
+from chroma_jax.generation.state import Beat, BeatState, Finish, Prompt, Trace, keep_rows
+from chroma_jax.model import kv_cache
 from chroma_jax.model.chroma import ChromaModel
 from chroma_jax.model.kv_cache import KVCache
 
-
-class Finish(enum.IntEnum):
-    """Why a row's reply ended."""
-
-    RUNNING = 0
-    STOP = 1  # the model spoke its stop frame
-    LENGTH = 2  # max_frames reached
-    CONTEXT = 3  # no room left in a cache or in the Backbone's positions
-    CANCELLED = 4
-    HELD = 5  # inside a beat only: a row that this beat leaves as it is
-
-
-class Prompt(NamedTuple):
-    """A batch of questions and voices, right-padded."""
-
-    ids: jax.Array  # [B, T] int32, chat template with audio placeholders
-    lengths: jax.Array  # [B] int32
-    chunks: jax.Array | None  # [B, C, chunk_frames, mel_bins] float32; None without audio
-    chunk_lengths: jax.Array | None  # [B, C] int32, valid mel frames; 0 for an absent chunk
-    voice_ids: jax.Array  # [B, P] int32, transcript of the reference voice
-    voice_id_lengths: jax.Array  # [B] int32
-    voice_frames: jax.Array  # [B, F, Q] int32, its codes
-    voice_frame_lengths: jax.Array  # [B] int32
-
-
-class BeatState(NamedTuple):
-    """Everything between two beats. Rows are independent; donate it."""
-
-    reasoner: KVCache
-    backbone: KVCache
-    codec: Any  # the Codec's decode state
-    hidden: jax.Array  # [B, D], H of this beat
-    token: jax.Array  # [B] int32, text token of this beat
-    has_text: jax.Array  # [B] bool, this beat has a text token
-    frame: jax.Array  # [B, Q] int32, the frame before this beat
-    num_frames: jax.Array  # [B] int32, frames given so far
-    num_tokens: jax.Array  # [B] int32, text tokens given so far, im_end included
-    max_frames: jax.Array  # [B] int32
-    finish: jax.Array  # [B] int32, a Finish
-    key: jax.Array  # [B] typed PRNG keys, one per request
-    controls: StageControls
-    seen_text: jax.Array  # [B, V] bool, text tokens given so far
-    seen_codes: jax.Array  # [B, Q, V] bool, codes given so far, per codebook
-
-
-class Beat(NamedTuple):
-    """What one beat gave. Entries that are not valid are meaningless."""
-
-    token: jax.Array  # [B] int32
-    token_valid: jax.Array  # [B] bool
-    frames: jax.Array  # [B, 2, Q] int32
-    frame_valid: jax.Array  # [B, 2] bool, a prefix
-    samples: (
-        jax.Array | None
-    )  # [B, 2 * frame_samples] float32 at the codec's rate; None without audio
-    finish: jax.Array  # [B] int32, a Finish, after this beat
-    trace: Trace | None
-
-
-class Trace(NamedTuple):
-    """Intermediate values of a beat, for parity tests and research."""
-
-    reasoner_hidden: jax.Array  # [B, D]
-    backbone_hidden: jax.Array  # [B, 2, D]
-    code0_logits: jax.Array  # [B, 2, V] float32
-    code_logits: jax.Array  # [B, 2, Q-1, V] float32
+__all__ = [
+    "Beat",
+    "BeatState",
+    "Finish",
+    "Prompt",
+    "Trace",
+    "beat",
+    "decode",
+    "hear",
+    "hear_voice",
+    "prefill",
+    "start",
+]
 
 
 def prefill(
@@ -103,6 +52,7 @@ def prefill(
     *,
     reasoner_size: int,
     backbone_size: int,
+    voice: KVCache | None = None,
 ) -> BeatState:
     """Hears the question, takes in the voice, chooses the first text token.
 
@@ -112,11 +62,12 @@ def prefill(
       controls: sampling controls, one per row (`sampling.controls`).
       key: [B] typed PRNG keys, one per row.
       max_frames: [B] int32, frames after which a row ends.
-      reasoner_size: positions of the Reasoner's cache: at least T, plus one per beat.
-      backbone_size: positions of the Backbone's cache: at least P + F + 2, plus four per beat.
+      reasoner_size: positions of the Reasoner's cache: at least T, plus one per beat until `state.grow`.
+      backbone_size: positions of the Backbone's cache: at least the voice's, plus four per beat until `state.grow`.
+      voice: what `hear_voice` made of the voices; then those of `prompt` are not read.
 
     Returns:
-      The state before beat 0.
+      The state before beat 0. A row ends as `Finish.CONTEXT` where its caches, at their present sizes, are full.
     """
     features = None
     if prompt.chunks is not None:
@@ -124,35 +75,94 @@ def prefill(
     hidden, reasoner_cache = model.reasoner.prefill(
         prompt.ids, prompt.lengths, features, reasoner_size
     )
-    last = jnp.take_along_axis(hidden, (prompt.lengths - 1)[:, None, None], axis=1)[:, 0]
-    return start(model, prompt, reasoner_cache, last, controls, key, max_frames, backbone_size)
+    sizes = dict(backbone_size=backbone_size, voice=voice)
+    last = _at(hidden, prompt.lengths - 1)
+    return start(model, prompt, reasoner_cache, last, controls, key, max_frames, **sizes)
+
+
+def hear(
+    model: ChromaModel,
+    cache: KVCache,
+    ids: jax.Array,
+    counts: jax.Array,
+    chunks: jax.Array | None = None,
+    chunk_lengths: jax.Array | None = None,
+) -> tuple[jax.Array, KVCache]:
+    """The next part of a question: `prefill` of the Reasoner piece by piece, while it is being spoken.
+
+    Args:
+      model: the four stages.
+      cache: what the Reasoner has heard so far (`Reasoner.llama.init_state` at first), with room for the counts.
+      ids: [B, T] int32, the prompt's next tokens, right-padded.
+      counts: [B] int32, how many of them there are.
+      chunks: [B, C, chunk_frames, mel_bins], the sounds whose placeholders are in `ids`, as whole encoder chunks but for
+        the last of a clip; None without sound.
+      chunk_lengths: [B, C] int32, valid mel frames; 0 for an absent chunk.
+
+    Returns:
+      The Reasoner's state [B, D] at the last token that counts, and the cache.
+    """
+    features = None
+    if chunks is not None:
+        features = model.reasoner.encode_audio(chunks, chunk_lengths)
+    hidden, cache = model.reasoner.extend(ids, counts, features, cache)
+    return _at(hidden, jnp.maximum(counts - 1, 0)), cache
+
+
+def hear_voice(
+    model: ChromaModel,
+    voice_ids: jax.Array,
+    voice_id_lengths: jax.Array,
+    voice_frames: jax.Array,
+    voice_frame_lengths: jax.Array,
+    *,
+    size: int,
+) -> KVCache:
+    """What the Backbone makes of the voices (fields of a `Prompt`), in a cache of `size` positions.
+
+    It depends on nothing else, so it can be computed once per voice. It holds the voice prompt without the zero vector, which
+    stands where beat 0 has no previous frame.
+    """
+    lengths = (voice_id_lengths, voice_frame_lengths)
+    padded = schedule.voice_length(voice_ids.shape[1], voice_frames.shape[1])
+    none = jnp.zeros((voice_ids.shape[0],), jnp.int32)
+    where = schedule.layout(*lengths, none, none, padded)
+    x = schedule.embed(model, where, voice_ids, voice_frames)
+    _, cache = model.backbone.llama.prefill(x, schedule.voice_length(*lengths), padded)
+    return kv_cache.resized(cache, size)
 
 
 def start(
     model: ChromaModel,
-    prompt: Prompt,
+    prompt: Prompt | None,
     reasoner_cache: KVCache,
     hidden: jax.Array,
     controls: StageControls,
     key: jax.Array,
     max_frames: jax.Array,
     backbone_size: int,
+    voice: KVCache | None = None,
 ) -> BeatState:
-    """The part of `prefill` after the Reasoner has heard the question: its cache, and its state H_0 [B, D]."""
+    """The part of `prefill` after the Reasoner has heard the question: its cache, and its state H_0 [B, D].
+
+    `prompt` is read for its voices only, and not at all when `voice` is given.
+    """
     cfg = model.cfg
-    batch, books = prompt.ids.shape[0], cfg.num_codebooks
-    lengths = (prompt.voice_id_lengths, prompt.voice_frame_lengths)
-    size = schedule.voice_length(prompt.voice_ids.shape[1], prompt.voice_frames.shape[1])
+    batch, books = hidden.shape[0], cfg.num_codebooks
+    if voice is None:
+        voices = (
+            prompt.voice_ids,
+            prompt.voice_id_lengths,
+            prompt.voice_frames,
+            prompt.voice_frame_lengths,
+        )
+        voice = hear_voice(model, *voices, size=backbone_size)
     none = jnp.zeros((batch,), jnp.int32)
-    where = schedule.layout(*lengths, none, none, size)
-    x = schedule.embed(model, where, prompt.voice_ids, prompt.voice_frames)
-    voice_length = schedule.voice_length(*lengths)
-    _, backbone_cache = model.backbone.llama.prefill(x, voice_length, backbone_size)
     nothing_seen = jnp.zeros((batch, cfg.reasoner.vocab_size), bool)
     token = choose(model.reasoner.logits(hidden), controls.text, _keys(key, 0, _TEXT), nothing_seen)
     return BeatState(
         reasoner=reasoner_cache,
-        backbone=backbone_cache,
+        backbone=kv_cache.resized(voice, backbone_size),
         codec=model.codec.init_decode_state(batch),
         hidden=hidden,
         token=token,
@@ -193,7 +203,7 @@ def beat(
         hold &= state.finish == Finish.RUNNING
         held = state._replace(finish=jnp.where(hold, Finish.HELD, state.finish))
         after, out = beat(model, held, audio=audio, trace=trace)
-        return _keep_rows(hold, state, after), out._replace(
+        return keep_rows(hold, state, after), out._replace(
             finish=jnp.where(hold, Finish.RUNNING, out.finish)
         )
     s = _end_full_rows(model, state)
@@ -205,8 +215,7 @@ def beat(
     x = schedule.embed_beat(model, s.frame, s.num_frames > 0, s.hidden, s.token)
     count, read = schedule.beat_extent(s.has_text)
     y, cache = model.backbone.llama.step(x, s.backbone, jnp.where(running, count, 0))
-    first_hidden = jnp.take_along_axis(y, read[:, None, None], axis=1)[:, 0]
-    first = _speak(model, s, first_hidden, s.num_frames, s.seen_codes)
+    first = _speak(model, s, _at(y, read), s.num_frames, s.seen_codes)
     s, first_valid = _accept(model, s, first.frame)
 
     x = model.backbone.embed_frames(first.frame)[:, None]
@@ -260,27 +269,6 @@ def decode(
     return jax.lax.scan(lambda s, _: step(model, s), state, length=num_beats)
 
 
-def row_axis(leaf: jax.Array) -> int:
-    """The batch axis of an array of a BeatState: stacked caches [L, B, S, K, H] have layers in front, all others rows."""
-    return 1 if leaf.ndim == 5 else 0
-
-
-def insert_row(state: BeatState, row: BeatState, slot: jax.Array) -> BeatState:
-    """The state with row `slot` replaced by that of a batch of one with the same cache sizes. The others are untouched."""
-
-    def put(whole: jax.Array, one: jax.Array) -> jax.Array:
-        index = (slice(None),) * row_axis(whole) + (slot,)
-        return whole.at[index].set(jnp.squeeze(one, row_axis(one)))
-
-    return jax.tree.map(put, state, row)
-
-
-def end_rows(state: BeatState, rows: jax.Array) -> BeatState:
-    """The state with `rows` [B] cancelled, if they are running."""
-    ends = rows & (state.finish == Finish.RUNNING)
-    return state._replace(finish=jnp.where(ends, Finish.CANCELLED, state.finish))
-
-
 _TEXT, _SPEECH = 0, 1  # streams of a request's randomness
 
 
@@ -289,6 +277,11 @@ class _Spoken(NamedTuple):
     hidden: jax.Array  # [B, D]
     code0_logits: jax.Array  # [B, V]
     code_logits: jax.Array  # [B, Q-1, V]
+
+
+def _at(hidden: jax.Array, index: jax.Array) -> jax.Array:
+    """hidden [B, T, D] at one position [B] of each row -> [B, D]."""
+    return jnp.take_along_axis(hidden, index[:, None, None], axis=1)[:, 0]
 
 
 def _keys(key: jax.Array, index: jax.Array | int, stream: int) -> jax.Array:
@@ -300,32 +293,6 @@ def _keys(key: jax.Array, index: jax.Array | int, stream: int) -> jax.Array:
 def _mark(seen: jax.Array, token: jax.Array, valid: jax.Array) -> jax.Array:
     """seen [..., V] with token [...] marked where valid."""
     return seen | ((jnp.arange(seen.shape[-1]) == token[..., None]) & valid[..., None])
-
-
-def _keep_rows(keep: jax.Array, before: BeatState, after: BeatState) -> BeatState:
-    """`before` for the rows to keep, `after` for the others.
-
-    Keys and values of the growing caches need no such care: what lies beyond a row's length is nothing.
-    """
-
-    def pick(old: jax.Array, new: jax.Array) -> jax.Array:
-        return jnp.where(jnp.expand_dims(keep, _others(old)), old, new)
-
-    def _others(leaf: jax.Array) -> tuple[int, ...]:
-        return tuple(axis for axis in range(leaf.ndim) if axis != row_axis(leaf))
-
-    kept = jax.tree.map(
-        pick,
-        before._replace(reasoner=None, backbone=None),
-        after._replace(reasoner=None, backbone=None),
-    )
-    lengths = {
-        name: getattr(after, name)._replace(
-            length=pick(getattr(before, name).length, getattr(after, name).length)
-        )
-        for name in ("reasoner", "backbone")
-    }
-    return kept._replace(**lengths)
 
 
 def _end_full_rows(model: ChromaModel, s: BeatState) -> BeatState:
@@ -374,16 +341,12 @@ def _think(
 ) -> tuple[KVCache, jax.Array, jax.Array]:
     """The Reasoner's next state and token, for active rows; skipped once no row has text left."""
 
-    def step():
-        hidden, cache = model.reasoner.step(s.token, s.reasoner, active)
+    def step(_, carry):
+        hidden, cache = model.reasoner.step(s.token, carry[0], active)
         keys = _keys(s.key, s.num_tokens + 1, _TEXT)
-        return (
-            cache,
-            hidden,
-            choose(model.reasoner.logits(hidden), s.controls.text, keys, seen_text),
-        )
+        token = choose(model.reasoner.logits(hidden), s.controls.text, keys, seen_text)
+        return cache, hidden, token
 
-    def skip():
-        return s.reasoner, s.hidden, s.token
-
-    return jax.lax.cond(jnp.any(active), step, skip)
+    # A loop of one round or none, and not lax.cond, whose branches XLA gives copies of the whole cache.
+    rounds = jnp.any(active).astype(jnp.int32)
+    return jax.lax.fori_loop(0, rounds, step, (s.reasoner, s.hidden, s.token))

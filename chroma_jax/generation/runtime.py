@@ -8,24 +8,42 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from chroma_jax import schedule
 from chroma_jax.audio.batch import PromptBatch, bucket, bucket_sizes
 from chroma_jax.config import ChromaConfig
 from chroma_jax.generation import beat as beats
+from chroma_jax.generation import caches
 from chroma_jax.generation.beat import BeatState, Finish, Prompt
+from chroma_jax.generation.caches import CacheSizes, Room
 from chroma_jax.generation.sampling import Sampling, controls
 from chroma_jax.model.chroma import ChromaModel
+from chroma_jax.model.held import Held, opened
+from chroma_jax.model.kv_cache import KVCache
+
+
+def jitted(function: Callable, **options: Any) -> Callable:
+    """jax.jit of a function of a model and other things; the model may be `held`."""
+
+    @functools.wraps(function)
+    def opening(model, *args, **kwargs):
+        return function(opened(model), *args, **kwargs)
+
+    return jax.jit(opening, **options)
+
 
 # One compilation per set of static shapes, shared by all models of a process. States are donated.
-prefill = jax.jit(beats.prefill, static_argnames=("reasoner_size", "backbone_size"))
-beat = jax.jit(beats.beat, static_argnames=("audio", "trace"), donate_argnums=1)
-decode = jax.jit(beats.decode, static_argnames=("num_beats", "audio", "trace"), donate_argnums=1)
+prefill = jitted(beats.prefill, static_argnames=("reasoner_size", "backbone_size"))
+hear = jitted(beats.hear, donate_argnums=1)
+start = jitted(beats.start, static_argnames="backbone_size", donate_argnums=2)
+_hear_voice = jitted(beats.hear_voice, static_argnames="size")
+beat = jitted(beats.beat, static_argnames=("audio", "trace"), donate_argnums=1)
+decode = jitted(beats.decode, static_argnames=("num_beats", "audio", "trace"), donate_argnums=1)
 
 
 @functools.partial(jax.jit, static_argnums=3)
@@ -38,8 +56,7 @@ def _encode_voice(codec, wave, lengths, books):
 _codec_step = jax.jit(lambda codec, codes, state: codec.decode_step(codes, state), donate_argnums=2)
 
 BEATS_PER_CALL = 16
-# Smallest static sizes: frames of a voice, positions of a cache.
-_FIRST_VOICE, _FIRST_CACHE = 32, 128
+_FIRST_VOICE = 32  # smallest padded size of a voice, in frames and in tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,60 +131,90 @@ def as_prompt(
     )
 
 
-def cache_sizes(config: ChromaConfig, prompt: Prompt, max_frames: int) -> tuple[int, int]:
-    """Positions of the Reasoner's and the Backbone's cache, in buckets, for `max_frames` frames of each row."""
-    beat_count = -(-max_frames // schedule.FRAMES_PER_TEXT)
-    padded = schedule.voice_length(prompt.voice_ids.shape[1], prompt.voice_frames.shape[1])
-    lengths = schedule.voice_length(prompt.voice_id_lengths, prompt.voice_frame_lengths)
-    limit = config.backbone.llama.max_positions
-    wanted = min(int(np.max(lengths)) + schedule.POSITIONS_PER_BEAT * beat_count + 1, limit)
-    backbone = max(padded, bucket(wanted, bucket_sizes(_FIRST_CACHE, limit)))
-    limit = config.reasoner.text.max_positions
-    wanted = min(prompt.ids.shape[1] + beat_count, limit)
-    return bucket(wanted, bucket_sizes(_FIRST_CACHE, limit)), backbone
+def hear_voice(model: ChromaModel | Held, ids: np.ndarray, codes: np.ndarray) -> KVCache:
+    """What the Backbone makes of one voice, transcript [P] and codes [F, Q], with room for the first beats of a reply."""
+    limit = model.cfg.backbone.llama.max_positions
+
+    def padded(x: np.ndarray, fill: int) -> np.ndarray:
+        out = np.full((1, bucket(len(x), bucket_sizes(_FIRST_VOICE, limit)), *x.shape[1:]), fill)
+        out[0, : len(x)] = x
+        return out.astype(np.int32)
+
+    room = caches.voice_room(model.cfg, schedule.voice_length(len(ids), len(codes)))
+    return _hear_voice(
+        model,
+        padded(ids, model.cfg.reasoner.pad_token_id),
+        np.array([len(ids)], np.int32),
+        padded(codes, 0),
+        np.array([len(codes)], np.int32),
+        size=room,
+    )
+
+
+def cache_sizes(config: ChromaConfig, prompt: Prompt, max_frames: int) -> CacheSizes:
+    """Positions of the Reasoner's and the Backbone's cache that hold `max_frames` frames of each row without growing."""
+    return caches.room_of(config, prompt, max_frames).limits
 
 
 def begin(
-    model: ChromaModel,
+    model: ChromaModel | Held,
     prompt: Prompt,
     max_frames: int,
     samplings: Sequence[Sampling],
     seeds: Sequence[int],
+    sizes: CacheSizes | None = None,
 ) -> BeatState:
-    """Prefill of a batch with caches for at most `max_frames` frames of each row."""
-    reasoner_size, backbone_size = cache_sizes(model.cfg, prompt, max_frames)
+    """Prefill of a batch with caches of these sizes, by default for `max_frames` frames of each row."""
+    sizes = sizes or cache_sizes(model.cfg, prompt, max_frames)
     return prefill(
         model,
         prompt,
         controls(samplings),
         keys(seeds),
         np.full(len(seeds), max_frames, np.int32),
-        reasoner_size=reasoner_size,
-        backbone_size=backbone_size,
+        reasoner_size=sizes.reasoner,
+        backbone_size=sizes.backbone,
     )
+
+
+_keys = jax.jit(jax.vmap(jax.random.key))
 
 
 def keys(seeds: Sequence[int]) -> jax.Array:
     """One typed PRNG key [B] per request."""
-    return jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
+    return _keys(np.asarray(seeds, np.uint32))
 
 
-def run(model: ChromaModel, state: BeatState, max_frames: int, *, audio: bool = True) -> Generated:
-    """Beats until every row has ended, several per jitted call."""
+def run(
+    model: ChromaModel | Held,
+    state: BeatState,
+    max_frames: int,
+    *,
+    audio: bool = True,
+    room: Room | None = None,
+) -> Generated:
+    """Beats until every row has ended, several per jitted call; the caches grow by `room`, if it is given."""
     left = max(1, -(-max_frames // schedule.FRAMES_PER_TEXT))
     outs = []
     while left > 0:
         # Powers of two: few compilations, and the last call is not much longer than it must be.
         count = min(BEATS_PER_CALL, 1 << (left - 1).bit_length())
+        if room:
+            state = room.make(state, count)
         state, out = decode(model, state, count, audio=audio)
         outs.append(jax.device_get(out))
         left -= count
+        if room:
+            room.without_text(slice(None), count - outs[-1].token_valid.sum(axis=0))
+            room.leave(outs[-1].finish[-1] != Finish.RUNNING)
         if (outs[-1].finish[-1] != Finish.RUNNING).all():
             break
-    return _collect(model.cfg, outs, audio)
+    return collect(model.cfg, outs, audio)
 
 
-def _collect(config: ChromaConfig, outs: list[beats.Beat], audio: bool) -> Generated:
+def collect(config: ChromaConfig, outs: list[beats.Beat], audio: bool) -> Generated:
+    """What `beat.decode` gave in one or several calls, on the host, as arrays per row."""
+
     def joined(name: str) -> np.ndarray:  # [beats, B, ...] -> [B, beats, ...]
         return np.concatenate([getattr(out, name) for out in outs], axis=0).swapaxes(0, 1)
 

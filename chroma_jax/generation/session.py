@@ -1,8 +1,7 @@
-"""The Python face: `Chroma`, `Voice`, `Reply` and the stream of `Chunk`s. Files and text in, sound and text out."""
+"""The Python face: `Chroma`. Files and text in, sound and text out."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import os
@@ -14,163 +13,64 @@ import numpy as np
 from absl import logging
 
 from chroma_jax.audio.batch import Inputs, normalize_inputs, pack
-from chroma_jax.audio.chat import Conversation
-from chroma_jax.audio.prompt import Processor, Question, VoiceArrays
-from chroma_jax.audio.wav import AudioError, AudioSource, load_audio, save_wav
+from chroma_jax.audio.chat import Conversation, Turn
+from chroma_jax.audio.prompt import Processor, VoiceArrays
 from chroma_jax.checkpoint import load
 from chroma_jax.config import ChromaConfig
-from chroma_jax.generation import runtime
-from chroma_jax.generation.beat import Beat, Finish, Prompt
+from chroma_jax.generation import caches, runtime
+from chroma_jax.generation.listening import Listening
+from chroma_jax.generation.reply import Chunk, Reply, ReplyStream
+from chroma_jax.generation.request import Request, check_request, check_seed, voice_arrays
 from chroma_jax.generation.runtime import Generated
 from chroma_jax.generation.sampling import Sampling
+from chroma_jax.generation.state import Prompt
+from chroma_jax.generation.voice import HeardVoices, Voice
+from chroma_jax.generation.warmup import warm_up
 from chroma_jax.model.chroma import ChromaModel, random_model
+from chroma_jax.model.held import held
+from chroma_jax.model.kv_cache import KVCache
+from chroma_jax.model.unstacked import arranged
 from chroma_jax.schedule import voice_length
 
-_VOICE_RATE = 24000  # what voices are kept at: the rate of every Mimi
-
-
-class Voice:
-    """A reference voice: a few seconds of someone speaking, and exactly what is said. Use voices only with consent.
-
-    The codes that the Codec makes of it are computed by the first reply and kept, also by `save`.
-
-    Args:
-      audio: a path, encoded bytes or (samples, rate); any rate, stereo is mixed down.
-      text: the transcript.
-
-    Raises:
-      ValueError: audio or transcript is missing, unreadable, too short or not finite.
-    """
-
-    def __init__(self, audio: AudioSource, text: str):
-        if audio is None:
-            raise AudioError(
-                "a voice needs its sound as well as its transcript, got a transcript without audio"
-            )
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(
-                f"a voice needs its transcript, what the reference recording says, got {text!r}"
-            )
-        self.wave: np.ndarray = load_audio(audio, _VOICE_RATE)  # [N] float32 at 24 kHz
-        self.text = text
-        self._codes: dict[str, np.ndarray] = {}  # by codec: [F, Q] int32
-
-    @property
-    def seconds(self) -> float:
-        """Length of the recording."""
-        return len(self.wave) / _VOICE_RATE
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Writes an .npz with recording, transcript and codes, atomically."""
-        path = os.fspath(path)
-        temporary = f"{path}.{os.getpid()}.tmp"
-        codes = {f"codes_{codec}": c for codec, c in self._codes.items()}
-        try:
-            with open(temporary, "wb") as f:
-                np.savez(f, format=np.int32(1), wave=self.wave, text=np.array(self.text), **codes)
-            os.replace(temporary, path)
-        except OSError as e:
-            raise AudioError(f"{path}: the voice cannot be saved: {e.strerror or e}") from e
-        finally:
-            if os.path.exists(temporary):
-                os.remove(temporary)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> Voice:
-        """Reads what `save` wrote. Raises ValueError naming the file when it is missing or something else."""
-        path = os.fspath(path)
-        try:
-            with np.load(path, allow_pickle=False) as saved:
-                voice = cls((saved["wave"], _VOICE_RATE), str(saved["text"]))
-                codes = {
-                    k.removeprefix("codes_"): saved[k] for k in saved if k.startswith("codes_")
-                }
-        except AudioError:
-            raise
-        except Exception as e:  # zipfile, numpy and pickle have many ways to refuse a file
-            raise AudioError(f"{path}: not a saved voice: {e}") from e
-        for codec, array in codes.items():
-            if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
-                raise AudioError(
-                    f"{path}: not a saved voice: codes_{codec} has shape {array.shape}"
-                )
-        voice._codes = codes
-        return voice
-
-
-@dataclasses.dataclass(frozen=True)
-class Chunk:
-    """A piece of a reply as it is made."""
-
-    text: str  # what is new, whole characters
-    audio: np.ndarray  # [n * frame_samples] float32, n = 0..2
-    tokens: np.ndarray  # [0 or 1] int32
-    frames: np.ndarray  # [n, Q] int32
-
-
-@dataclasses.dataclass(frozen=True)
-class Reply:
-    """A spoken answer."""
-
-    text: str
-    audio: np.ndarray  # [N] float32
-    sample_rate: int
-    frames: np.ndarray  # [T, Q] int32 codes
-    tokens: np.ndarray  # [T'] int32 text tokens, im_end included where it was reached
-    finish_reason: (
-        str  # "stop": the model ended; "length": max_seconds; "context": the context is full
-    )
-
-    @property
-    def seconds(self) -> float:
-        """Length of the sound."""
-        return len(self.audio) / self.sample_rate
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Writes a 16-bit WAV, atomically. Raises ValueError when the path cannot be written."""
-        save_wav(path, self.audio, self.sample_rate)
-
-
-def check_request(
-    processor: Processor,
-    question: Conversation,
-    voice: Voice,
-    max_seconds: float | None = None,
-    system_prompt: str | None = None,
-) -> tuple[Question, VoiceArrays, int]:
-    """Everything about a request that can be wrong, found without the model: arrays of question and voice, most frames.
-
-    Arguments and errors as those of `Chroma.reply`.
-    """
-    if not isinstance(voice, Voice):
-        raise ValueError(
-            f"voice must be a Voice(audio, transcript), got {type(voice).__name__}: "
-            "Chroma speaks in the voice of a reference recording"
-        )
-    asked = processor.question(question, system_prompt=system_prompt)
-    arrays = _voice_arrays(processor, voice)
-    frames = -(-len(arrays.wave) // processor.config.codec.frame_samples)
-    positions = voice_length(len(arrays.ids), frames)
-    return asked, arrays, runtime.max_frames_of(processor.config, max_seconds, positions)
-
-
-def _voice_arrays(processor: Processor, voice: Voice) -> VoiceArrays:
-    return processor.voice_arrays((voice.wave, _VOICE_RATE), voice.text)
+__all__ = [
+    "Chroma",
+    "Chunk",
+    "Listening",
+    "Reply",
+    "ReplyStream",
+    "Voice",
+    "check_request",
+    "check_seed",
+]
 
 
 class Chroma:
     """Chroma with its weights and its tokenizer: a question and a voice in, a spoken answer out.
 
     Build it with `from_pretrained`; the constructor takes the parts. Instances are immutable and may be shared between threads.
+
+    Args:
+      model: the four stages.
+      processor: tokenizer, chat format and sound settings.
+      grow: whether the caches of a reply start small and grow with it, or have their final size from the start.
     """
 
-    def __init__(self, model: ChromaModel, processor: Processor):
+    def __init__(self, model: ChromaModel, processor: Processor, *, grow: bool = True):
         self.model = model
+        self.held = held(model)  # the same, as the programs of every beat are given it
         self.processor = processor
+        self.grow = grow
+        self._voices = HeardVoices()
 
     @classmethod
     def from_pretrained(
-        cls, path_or_hub_id: str | os.PathLike, dtype: str | None = None, *, shardings: Any = None
+        cls,
+        path_or_hub_id: str | os.PathLike,
+        dtype: str | None = None,
+        *,
+        shardings: Any = None,
+        quantize: str | None = None,
+        layers: str | None = None,
     ) -> Chroma:
         """Loads a checkpoint.
 
@@ -178,17 +78,20 @@ class Chroma:
           path_or_hub_id: a directory in the Hub's layout, a directory made by `chroma_jax.convert`, or a Hub id.
           dtype: "bfloat16", "float16" or "float32" for Reasoner, Backbone and Decoder; default as stored. The Codec is float32.
           shardings: a tree of shardings like the model's, to load straight into; default one device.
+          quantize: "int8" or "fp8" to hold kernels and tables of Reasoner, Backbone and Decoder in eight bits; default as stored.
+          layers: "apart" or "stacked", how the LLaMAs' layers are held, see `chroma_jax.model.unstacked`; default what is faster.
 
         Raises:
           ValueError: no checkpoint there, or a damaged or foreign one; the message names the file and the reason.
         """
-        loaded = load(path_or_hub_id, dtype=dtype, shardings=shardings)
-        return cls(loaded.model, Processor.load(loaded.config, loaded.directory))
+        loaded = load(path_or_hub_id, dtype=dtype, shardings=shardings, quantize=quantize)
+        processor = Processor.load(loaded.config, loaded.directory)
+        return cls(arranged(loaded.model, layers), processor)
 
     @classmethod
     def random(cls, config: ChromaConfig, seed: int = 0) -> Chroma:
         """Random weights, for trying things: it makes noise, not speech. Wants a config small enough for the built-in byte tokenizer."""
-        return cls(random_model(config, seed), Processor.load(config))
+        return cls(arranged(random_model(config, seed)), Processor.load(config))
 
     @property
     def config(self) -> ChromaConfig:
@@ -224,11 +127,14 @@ class Chroma:
         Raises:
           ValueError: bad audio, an empty or too long question, a voice or max_seconds beyond the context.
         """
-        prompt, max_frames = self.prepare(question, voice, max_seconds, system_prompt)
-        state = runtime.begin(
-            self.model, prompt, max_frames, [sampling or Sampling()], [check_seed(seed)]
-        )
-        out = runtime.run(self.model, state, max_frames)
+        request = self.request(question, voice, max_seconds, sampling, seed, system_prompt)
+        return self.answer(request)
+
+    def answer(self, request: Request) -> Reply:
+        """The whole reply to a request."""
+        room = request.room(self.config, grow=self.grow)
+        state = request.begin(self.held, room.sizes())
+        out = runtime.run(self.held, state, request.max_frames, room=room)
         tokens = out.text_tokens[0, : out.num_text_tokens[0]]
         return self._reply(
             tokens, out.frames[0, : out.num_frames[0]], out.audio[0], out.finish_reason[0]
@@ -248,8 +154,69 @@ class Chroma:
 
         The chunks put together are exactly `reply`'s text, frames and samples. `close()`, or leaving the `with` block, cancels.
         """
-        prompt, max_frames = self.prepare(question, voice, max_seconds, system_prompt)
-        return ReplyStream(self, prompt, max_frames, sampling or Sampling(), check_seed(seed))
+        request = self.request(question, voice, max_seconds, sampling, seed, system_prompt)
+        return ReplyStream(self, request)
+
+    def listen(
+        self,
+        *,
+        voice: Voice,
+        history: Sequence[Turn | Mapping[str, Any]] = (),
+        text: str | None = None,
+        system_prompt: str | None = None,
+    ) -> Listening:
+        """Hears a question while it is being spoken, so that the wait after its end does not grow with its length.
+
+            with chroma.listen(voice=voice) as listening:
+                for samples in microphone:
+                    listening.push(samples, 48000)
+                reply = listening.reply(max_seconds=20)        # or stream(...), with the arguments of `reply` and `stream`
+
+        The reply is that of `reply([*history, Turn(audio=(all samples, rate), text=text)], ...)`.
+
+        Args:
+          voice: the voice to answer in.
+          history: the turns before.
+          text: what follows the sound in the same turn.
+          system_prompt: replaces the default one; "" for none.
+
+        Raises:
+          ValueError: as `reply`.
+        """
+        return Listening(self, voice, history, text, system_prompt)
+
+    def warmup(
+        self,
+        *,
+        voice: Voice,
+        question_seconds: float = 10.0,
+        max_seconds: float | None = 20.0,
+        sampling: Sampling | None = None,
+        system_prompt: str | None = None,
+        listening: bool = True,
+    ) -> float:
+        """Compiles ahead what live replies run, so that none of them waits for the compiler, not even when its caches grow.
+
+        Args:
+          voice: a voice to answer in; others of about its length run the same programs.
+          question_seconds: longest spoken question.
+          max_seconds: longest answer; None for as long as the context allows.
+          sampling: as for the replies: what matters is which stages are not plainly greedy.
+          system_prompt: as for the replies.
+          listening: whether questions are also heard by `listen`.
+
+        Returns:
+          Seconds that it took. With `chroma_jax.compilation_cache` the next process takes fewer.
+        """
+        return warm_up(
+            self,
+            voice,
+            question_seconds=question_seconds,
+            max_seconds=max_seconds,
+            sampling=sampling,
+            system_prompt=system_prompt,
+            listening=listening,
+        )
 
     def generate(
         self,
@@ -280,15 +247,53 @@ class Chroma:
         samplings = runtime.per_row("sampling", sampling or Sampling(), rows, Sampling)
         seeds = [check_seed(s) for s in runtime.per_row("seed", seed, rows, (int, np.integer))]
         prompt = runtime.as_prompt(batch, *runtime.encode_voices(self.model, batch))
-        state = runtime.begin(self.model, prompt, int(max_frames), samplings, seeds)
-        return runtime.run(self.model, state, int(max_frames), audio=audio)
+        room = caches.room_of(self.config, prompt, int(max_frames), grow=self.grow)
+        state = runtime.begin(
+            self.held, prompt, int(max_frames), samplings, seeds, sizes=room.sizes()
+        )
+        return runtime.run(self.held, state, int(max_frames), audio=audio, room=room)
 
     def encode_voice(self, voice: Voice) -> np.ndarray:
         """The voice's codes [F, Q], computed once per voice and codec."""
         if self._codec_id not in voice._codes:
-            wave = _voice_arrays(self.processor, voice).wave
+            wave = voice_arrays(self.processor, voice).wave
             voice._codes[self._codec_id] = runtime.encode_voice(self.model, wave)
         return voice._codes[self._codec_id]
+
+    def hear_voice(self, voice: Voice, arrays: VoiceArrays | None = None) -> tuple[KVCache, int]:
+        """What the Backbone makes of the voice, and its positions; kept on the device for the voices used last.
+
+        Args:
+          voice: the voice.
+          arrays: its arrays, where they are known.
+        """
+
+        def hear() -> tuple[KVCache, int]:
+            ids = (arrays or voice_arrays(self.processor, voice)).ids
+            codes = self.encode_voice(voice)
+            cache = runtime.hear_voice(self.held, ids, codes)
+            return cache, voice_length(len(ids), len(codes))
+
+        return self._voices.get(voice, hear)
+
+    def request(
+        self,
+        question: Conversation,
+        voice: Voice,
+        max_seconds: float | None = None,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+        system_prompt: str | None = None,
+    ) -> Request:
+        """A request, checked and ready for the device; arguments and errors as for `reply`."""
+        seed = check_seed(seed)
+        asked, arrays, max_frames = check_request(
+            self.processor, question, voice, max_seconds, system_prompt
+        )
+        batch = normalize_inputs(self.config, pack([(asked, arrays)]))
+        prompt = Prompt(batch.ids, batch.lengths, batch.chunks, batch.chunk_lengths, *[None] * 4)
+        heard = self.hear_voice(voice, arrays)
+        return Request(prompt, *heard, max_frames, sampling or Sampling(), seed)
 
     def prepare(
         self,
@@ -339,73 +344,14 @@ class Chroma:
     def _codec_id(self) -> str:
         """Voices saved with one codec's codes are encoded anew for another."""
         digest = hashlib.sha256()
-        for leaf in jax.tree.leaves(self.model.codec):
-            if leaf.ndim:  # a few values of every parameter tell codecs apart
-                digest.update(np.asarray(leaf.reshape(-1)[:64]).tobytes())
+        # A few values of every parameter tell codecs apart.
+        for few in jax.device_get(
+            _first_values([x for x in jax.tree.leaves(self.model.codec) if x.ndim])
+        ):
+            digest.update(few.tobytes())
         return digest.hexdigest()[:16]
 
 
-class ReplyStream:
-    """An iterator over the chunks of one reply. The next beat is already under way while a chunk is handled."""
-
-    def __init__(self, chroma: Chroma, prompt: Any, max_frames: int, sampling: Sampling, seed: int):
-        self._chroma = chroma
-        self._text = chroma.processor.tokenizer.stream_decoder()
-        self._chunks: list[Chunk] = []
-        self._finish = Finish.RUNNING
-        self._state = runtime.begin(chroma.model, prompt, max_frames, [sampling], [seed])
-        self._next: Beat | None = None
-        self._dispatch()
-
-    def __iter__(self) -> ReplyStream:
-        return self
-
-    def __next__(self) -> Chunk:
-        if self._next is None:
-            raise StopIteration
-        out, self._next = self._next, None
-        # JAX runs asynchronously: the device works on the next beat while this one is fetched and played.
-        self._dispatch()
-        out = jax.device_get(out)
-        self._finish = Finish(int(out.finish[0]))
-        valid = out.frame_valid[0]
-        tokens = out.token[:1] if out.token_valid[0] else out.token[:0]
-        text = self._text.push(tokens)
-        if self._finish != Finish.RUNNING:
-            text += self._text.finish()
-            self._next = self._state = None
-        samples = self._chroma.config.codec.frame_samples * int(valid.sum())
-        chunk = Chunk(text, out.samples[0, :samples], tokens, out.frames[0][valid])
-        self._chunks.append(chunk)
-        return chunk
-
-    def __enter__(self) -> ReplyStream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Cancels what is not yet made. Chunks already given stay given."""
-        if self._finish == Finish.RUNNING:
-            self._finish = Finish.CANCELLED
-        self._next = self._state = None
-
-    @property
-    def finish_reason(self) -> str:
-        """Why the reply ended; "running" until it has, "cancelled" after `close`."""
-        return runtime.finish_name(self._finish)
-
-    def reply(self) -> Reply:
-        """What has been given so far, as one reply; after the last chunk, exactly `Chroma.reply`'s."""
-        return self._chroma.join(self._chunks, self.finish_reason)
-
-    def _dispatch(self) -> None:
-        self._state, self._next = runtime.beat(self._chroma.model, self._state)
-
-
-def check_seed(seed: int) -> int:
-    """The seed as an int. Raises ValueError for what is no seed."""
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
-        raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, got {seed!r}")
-    return int(seed)
+@jax.jit
+def _first_values(arrays: list[jax.Array]) -> list[jax.Array]:
+    return [x.reshape(-1)[:64] for x in arrays]

@@ -23,14 +23,17 @@ import numpy as np
 from chroma_jax import schedule
 from chroma_jax.audio.chat import Conversation
 from chroma_jax.generation import beat as beats
-from chroma_jax.generation import runtime
-from chroma_jax.generation.beat import Beat, BeatState, Finish, Prompt
-from chroma_jax.generation.sampling import Sampling, controls, is_plainly_greedy
-from chroma_jax.generation.session import Chroma, Chunk, Reply, Voice, check_seed
+from chroma_jax.generation import caches, runtime
+from chroma_jax.generation import state as states
+from chroma_jax.generation.caches import CacheSizes, Room
+from chroma_jax.generation.request import Request
+from chroma_jax.generation.sampling import Sampling, is_plainly_greedy
+from chroma_jax.generation.session import Chroma, Chunk, Reply, Voice
+from chroma_jax.generation.state import Beat, BeatState, Finish
 
-_beat = jax.jit(beats.beat, donate_argnums=1)
-_insert_row = jax.jit(beats.insert_row, donate_argnums=0)
-_end_rows = jax.jit(beats.end_rows, donate_argnums=0)
+_beat = runtime.jitted(beats.beat, donate_argnums=1)
+_insert_row = jax.jit(states.insert_row, donate_argnums=0)
+_end_rows = jax.jit(states.end_rows, donate_argnums=0)
 
 
 class BatchFull(RuntimeError):  # noqa: N818
@@ -41,10 +44,7 @@ class BatchFull(RuntimeError):  # noqa: N818
 class Stream:
     """One reply of a `StreamBatch`: first in the queue, then in a slot, then done."""
 
-    prompt: Prompt
-    max_frames: int
-    sampling: Sampling
-    seed: int
+    request: Request
     finish: Finish = Finish.RUNNING
     _batch: StreamBatch | None = None
     _decoder: object = None
@@ -88,6 +88,7 @@ class StreamBatch:
       max_pending: chunks that a stream may be ahead of its listener; then its row rests until some are taken.
       question_positions: longest question and answer text together, in tokens (25 a second of sound).
       positions: of the Backbone's cache: voice and answer; default all that the model has.
+      grow: whether the caches start small and grow, up to these two sizes, with the longest stream that is in.
       sample_text: whether streams may sample text. Text is greedy in the reference, and sampling it costs a sort of the
         vocabulary per beat for the whole batch.
 
@@ -104,6 +105,7 @@ class StreamBatch:
         max_pending: int = 64,
         question_positions: int = 2048,
         positions: int | None = None,
+        grow: bool = True,
         sample_text: bool = False,
     ):
         cfg = chroma.config
@@ -120,8 +122,8 @@ class StreamBatch:
             raise ValueError(f"queue must be at least 0, got {queue}")
         self._chroma = chroma
         self._max_pending, self._queue_size = max_pending, queue
-        self._reasoner_size = question_positions
-        self._backbone_size = positions or cfg.backbone.llama.max_positions
+        limits = CacheSizes(question_positions, positions or cfg.backbone.llama.max_positions)
+        self._room = Room(limits, slots, grow=grow)
         self._sampled = ("text", "code0", "codes") if sample_text else ("code0", "codes")
         self._slots: list[Stream | None] = [None] * slots
         self._queue: collections.deque[Stream] = collections.deque()
@@ -155,21 +157,24 @@ class StreamBatch:
           ValueError: as `Chroma.reply`; or a request beyond this batch's sizes.
           BatchFull: neither a slot nor a place in the queue is free.
         """
-        sampling = sampling or Sampling()
-        if "text" not in self._sampled and not is_plainly_greedy(sampling.text):
-            raise ValueError("this batch does not sample text: make it with sample_text=True")
-        if -self.num_free >= self._queue_size:
-            running = len(self._slots) - self._slots.count(None)
-            raise BatchFull(f"{running} streams run and {len(self._queue)} wait")
-        prompt, max_frames = self._chroma.prepare(question, voice, max_seconds, system_prompt)
-        voice_positions = prompt.voice_ids.shape[1] + prompt.voice_frames.shape[1] + 2
+        self._check_admission(sampling or Sampling())
+        request = self._chroma.request(question, voice, max_seconds, sampling, seed, system_prompt)
+        return self.admit_request(request)
+
+    def admit_request(self, request: Request) -> Stream:
+        """`admit` of what `Chroma.request` or `Listening.request` made."""
+        self._check_admission(request.sampling)
         for what, needed, size in (
-            ("question", prompt.ids.shape[1] + 1, self._reasoner_size),
-            ("voice", voice_positions + schedule.POSITIONS_PER_BEAT, self._backbone_size),
+            ("question", request.question_length + 1, self._room.limits.reasoner),
+            (
+                "voice",
+                request.voice_length + schedule.POSITIONS_PER_BEAT,
+                self._room.limits.backbone,
+            ),
         ):
             if needed > size:
                 raise ValueError(f"the {what} takes {needed} positions, this batch has {size}")
-        stream = Stream(prompt, max_frames, sampling, check_seed(seed), _batch=self)
+        stream = Stream(request, _batch=self)
         stream._decoder = self._chroma.processor.tokenizer.stream_decoder()
         self._queue.append(stream)
         return stream
@@ -185,7 +190,7 @@ class StreamBatch:
             self._queue.remove(stream)
         else:
             slot = self._slots.index(stream)
-            self._slots[slot] = None
+            self._free(slot)
             self._state = _end_rows(self._state, np.arange(len(self._slots)) == slot)
 
     def step(self) -> list[Stream]:
@@ -208,8 +213,15 @@ class StreamBatch:
             if self._deliver(stream, slot, out):
                 heard.append(stream)
             if stream.done:
-                self._slots[slot] = None
+                self._free(slot)
         return heard
+
+    def _check_admission(self, sampling: Sampling) -> None:
+        if "text" not in self._sampled and not is_plainly_greedy(sampling.text):
+            raise ValueError("this batch does not sample text: make it with sample_text=True")
+        if -self.num_free >= self._queue_size:
+            running = len(self._slots) - self._slots.count(None)
+            raise BatchFull(f"{running} streams run and {len(self._queue)} wait")
 
     def _dispatch(self) -> None:
         self._seat_one()
@@ -219,7 +231,7 @@ class StreamBatch:
         # A beat that is under way may still add a chunk.
         room = self._max_pending - 1
         hold = np.array([s is not None and s.num_pending >= room for s in self._slots])
-        self._state, out = _beat(self._chroma.model, self._state, hold)
+        self._state, out = _beat(self._chroma.held, self._room.make(self._state), hold)
         self._flight = out, list(self._slots)
 
     def _seat_one(self) -> None:
@@ -227,23 +239,34 @@ class StreamBatch:
         if not self._queue or None not in self._slots:
             return
         stream, slot = self._queue.popleft(), self._slots.index(None)
-        row = runtime.prefill(
-            self._chroma.model,
-            stream.prompt,
-            controls([stream.sampling], always=self._sampled),
-            runtime.keys([stream.seed]),
-            np.array([stream.max_frames], np.int32),
-            reasoner_size=self._reasoner_size,
-            backbone_size=self._backbone_size,
-        )
+        request = stream.request
+        lengths = request.question_length, request.voice_length
+        # The row is made as small as for a stream alone, whatever the batch has grown to: one prefill program for both.
+        alone = Room(self._room.limits, 1)
+        alone.enter(0, *lengths)
+        row = request.begin(self._chroma.held, alone.sizes(), self._sampled)
         if self._state is None:
             self._state = _empty_like(row, len(self._slots))
+        self._room.enter(slot, *lengths)
+        present = CacheSizes(self._state.reasoner.size, self._state.backbone.size)
+        sizes = self._room.sizes(present=present)
+        if sizes != present:
+            self._state = caches.resize(self._state, sizes)
         self._state = _insert_row(self._state, row, slot)
         self._slots[slot] = stream
+        stream.request = None  # what it holds on the device is now in the row
+
+    def _free(self, slot: int) -> None:
+        self._slots[slot] = None
+        self._room.leave(slot)
 
     def _deliver(self, stream: Stream, slot: int, out: Beat) -> bool:
         valid = out.frame_valid[slot]
         tokens = out.token[slot : slot + 1][: int(out.token_valid[slot])]
+        if not (valid.any() or len(tokens) or stream.done):
+            self._room.unused(slot)  # it was held
+        elif not len(tokens):
+            self._room.without_text(slot)
         stream.finish = Finish(int(out.finish[slot]))
         text = stream._decoder.push(tokens) + (stream._decoder.finish() if stream.done else "")
         samples = out.samples[slot, : self._chroma.config.codec.frame_samples * int(valid.sum())]
@@ -255,5 +278,5 @@ class StreamBatch:
 @functools.partial(jax.jit, static_argnums=1)
 def _empty_like(row: BeatState, slots: int) -> BeatState:
     """A state of `slots` rows in which nothing runs."""
-    wide = jax.tree.map(lambda x: jnp.repeat(x, slots, axis=beats.row_axis(x)), row)
+    wide = jax.tree.map(lambda x: jnp.repeat(x, slots, axis=states.row_axis(x)), row)
     return wide._replace(finish=jnp.full((slots,), Finish.CANCELLED, jnp.int32))

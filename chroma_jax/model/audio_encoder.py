@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 
 from chroma_jax.config import AudioEncoderConfig
-from chroma_jax.model.layers import layer_norm, normal, zeros
+from chroma_jax.model.layers import layer_norm, normal, project, zeros
 from chroma_jax.sharding import ROWS, constrain
 
 
@@ -49,20 +49,19 @@ class EncoderLayer(nnx.Module):
 
     def __call__(self, x: jax.Array, valid: jax.Array) -> jax.Array:
         """x [C, T, D], valid [C, T] -> [C, T, D]; positions attend to the valid ones of their chunk."""
-        weight = lambda p: p[...].astype(x.dtype)  # noqa: E731
+        bias = lambda p: p[...].astype(x.dtype)  # noqa: E731
         h = self.attention_norm(x)
-        q = jnp.einsum("CTD,DNH->CTNH", h, weight(self.q)) + weight(self.q_bias)
-        k = jnp.einsum("CTD,DNH->CTNH", h, weight(self.k))
-        v = jnp.einsum("CTD,DNH->CTNH", h, weight(self.v)) + weight(self.v_bias)
+        q = project("CTD,DNH->CTNH", h, self.q) + bias(self.q_bias)
+        k = project("CTD,DNH->CTNH", h, self.k)
+        v = project("CTD,DNH->CTNH", h, self.v) + bias(self.v_bias)
         mask = jnp.broadcast_to(
             valid[:, None, None, :], (valid.shape[0], 1, valid.shape[1], valid.shape[1])
         )
         out = jax.nn.dot_product_attention(q, k, v, mask=mask)
-        x = x + jnp.einsum("CTNH,NHD->CTD", out, weight(self.o)) + weight(self.o_bias)
-        h = jax.nn.gelu(
-            self.mlp_norm(x) @ weight(self.up) + weight(self.up_bias), approximate=False
-        )
-        return x + h @ weight(self.down) + weight(self.down_bias)
+        x = x + project("CTNH,NHD->CTD", out, self.o) + bias(self.o_bias)
+        h = project("CTD,DF->CTF", self.mlp_norm(x), self.up) + bias(self.up_bias)
+        h = jax.nn.gelu(h, approximate=False)
+        return x + project("CTF,FD->CTD", h, self.down) + bias(self.down_bias)
 
 
 class AudioEncoder(nnx.Module):
@@ -104,7 +103,7 @@ class AudioEncoder(nnx.Module):
         x, _ = jax.lax.scan(apply, constrain(x, ROWS), self.layers)
         x = x.reshape(x.shape[0], -1, 2, x.shape[2])
         x = self.norm((x[:, :, 0] + x[:, :, 1]) / 2)
-        x = x @ self.projection[...].astype(x.dtype) + self.projection_bias[...].astype(x.dtype)
+        x = project("CTD,DE->CTE", x, self.projection) + self.projection_bias[...].astype(x.dtype)
         return x, conv_lengths // 2
 
     def _conv(self, x, kernel, bias, stride):

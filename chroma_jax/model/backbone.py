@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from chroma_jax.config import BackboneConfig
-from chroma_jax.model.layers import normal, project_float32
+from chroma_jax.model.layers import normal, project_float32, rows
 from chroma_jax.model.llama import Llama
 
 
@@ -32,7 +32,7 @@ class Backbone(nnx.Module):
     def embed_codes(self, codes: jax.Array, first: int | jax.Array = 0) -> jax.Array:
         """Codes [..., n] of codebooks first..first+n-1 -> one embedding per code [..., n, D]."""
         books = first + jnp.arange(codes.shape[-1])
-        return self.audio_embedding[...][books, codes].astype(self.cfg.llama.dtype)
+        return rows(self.audio_embedding, (books, codes), self.cfg.llama.dtype)
 
     def embed_frames(self, frames: jax.Array) -> jax.Array:
         """Frames [..., Q] -> the sum of their codes' embeddings [..., D]: one Backbone position per frame."""
@@ -40,4 +40,4 @@ class Backbone(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Final-normed hidden states [..., D] -> logits of code 0 [..., V], float32."""
-        return project_float32(hidden, self.head[...])
+        return project_float32(hidden, self.head)

@@ -9,6 +9,7 @@ from chroma_jax.config import ChromaConfig
 from chroma_jax.model.backbone import Backbone
 from chroma_jax.model.codec.mimi import Codec
 from chroma_jax.model.decoder import Decoder
+from chroma_jax.model.quantized import quantize_in_place
 from chroma_jax.model.reasoner import Reasoner
 
 
@@ -25,6 +26,8 @@ class ChromaModel(nnx.Module):
         self.backbone = Backbone(cfg.backbone, rngs=rngs)
         self.decoder = Decoder(cfg.decoder, rngs=rngs)
         self.codec = Codec(cfg.codec, rngs=rngs)
+        if cfg.quantized is not None:
+            quantize_in_place(self, cfg.quantized)
 
 
 def abstract_model(cfg: ChromaConfig) -> ChromaModel:

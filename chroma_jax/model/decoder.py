@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from chroma_jax.config import DecoderConfig
-from chroma_jax.model.layers import normal, project_float32
+from chroma_jax.model.layers import normal, project, project_float32
 from chroma_jax.model.llama import Llama
 
 # (codebook, logits [B, V]) -> code [B]; the codebook index may be traced.
@@ -92,4 +92,4 @@ class Decoder(nnx.Module):
 
     def _project(self, x: jax.Array) -> jax.Array:
         dtype = self.cfg.llama.dtype
-        return x.astype(dtype) @ self.projection[...].astype(dtype)
+        return project("...D,DW->...W", x.astype(dtype), self.projection)

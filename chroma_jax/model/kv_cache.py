@@ -33,6 +33,16 @@ def init_cache(cfg: LlamaConfig, batch: int, size: int) -> KVCache:
     return KVCache(zeros, zeros, jnp.zeros((batch,), jnp.int32))
 
 
+def resized(cache: KVCache, size: int) -> KVCache:
+    """The same rows with room for `size` positions, which may be fewer than before but not than any row holds."""
+    more = max(0, size - cache.size)
+
+    def fit(x: jax.Array) -> jax.Array:
+        return jnp.pad(x[:, :, :size], [(0, 0), (0, 0), (0, more), (0, 0), (0, 0)])
+
+    return KVCache(fit(cache.k), fit(cache.v), cache.length)
+
+
 def write(stack: jax.Array, layer: jax.Array, slots: jax.Array, new: jax.Array) -> jax.Array:
     """Puts new [B, T, K, H] into stack [L, B, S, K, H] at `layer` and per-row slots [B, T].
 

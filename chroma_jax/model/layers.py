@@ -11,6 +11,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from chroma_jax.model.quantized import Quantized
+
+# A parameter that products are taken with, or rows from, whichever way it is held.
+Kernel = nnx.Param | jax.Array | Quantized
+
 INIT_STD = 0.02
 
 
@@ -38,11 +43,39 @@ def layer_norm(
     )
 
 
-def project_float32(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def project(spec: str, x: jax.Array, kernel: Kernel, dtype: str | None = None) -> jax.Array:
+    """einsum(spec, x, kernel) in x's dtype; accumulated and returned in `dtype` where that is given.
+
+    `spec` names the kernel's output axes last, in the kernel's order.
+    """
+    if isinstance(kernel, Quantized):
+        weights = kernel.values[...].astype(x.dtype)  # exact: eight bits fit every dtype
+        y = _einsum(spec, x, weights, "float32")
+        inputs, outputs = spec.split(",")[1].split("->")
+        summed = tuple(i for i, axis in enumerate(inputs) if axis not in outputs)
+        return (y * jnp.squeeze(kernel.scales[...], summed)).astype(dtype or x.dtype)
+    return _einsum(spec, x, kernel[...].astype(x.dtype), dtype)
+
+
+def _einsum(spec: str, x: jax.Array, weights: jax.Array, dtype: str | None) -> jax.Array:
+    if spec == "BTNH,NHD->BTD":
+        # One summed axis for two: XLA on CPUs would copy the kernel to sum over both.
+        spec, x = "BTI,ID->BTD", x.reshape(*x.shape[:2], -1)
+        weights = weights.reshape(-1, weights.shape[-1])
+    return jnp.einsum(spec, x, weights, preferred_element_type=dtype)
+
+
+def project_float32(x: jax.Array, kernel: Kernel) -> jax.Array:
     """x [..., D] times kernel [D, V] accumulated and returned in float32: logits."""
-    return jnp.einsum(
-        "...D,DV->...V", x, kernel.astype(x.dtype), preferred_element_type=jnp.float32
-    )
+    return project("...D,DV->...V", x, kernel, "float32")
+
+
+def rows(table: Kernel, index: jax.Array | tuple[jax.Array, ...], dtype: str) -> jax.Array:
+    """table [..., D] at indices of its leading axes, in `dtype`: embeddings."""
+    if isinstance(table, Quantized):
+        values, scales = table.values[...][index], table.scales[...][index]
+        return (values.astype(jnp.float32) * scales).astype(dtype)
+    return table[...][index].astype(dtype)
 
 
 def rematerialised(layer: Callable, policy: str) -> Callable:

@@ -17,8 +17,9 @@ from flax import nnx
 from chroma_jax.config import LlamaConfig
 from chroma_jax.model import kv_cache
 from chroma_jax.model.kv_cache import KVCache
-from chroma_jax.model.layers import normal, rematerialised, rms_norm, zeros
+from chroma_jax.model.layers import normal, project, rematerialised, rms_norm, zeros
 from chroma_jax.model.rope import apply_rotary, rotary_angles
+from chroma_jax.model.unstacked import over_layers
 from chroma_jax.sharding import ROWS, constrain
 
 
@@ -38,9 +39,9 @@ class Attention(nnx.Module):
     def project(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, ...]:
         """x [B, T, D] -> rotated q [B, T, N, H], rotated k [B, T, K, H], v [B, T, K, H]."""
         dtype = x.dtype
-        q = jnp.einsum("BTD,DNH->BTNH", x, self.q[...].astype(dtype))
-        k = jnp.einsum("BTD,DKH->BTKH", x, self.k[...].astype(dtype))
-        v = jnp.einsum("BTD,DKH->BTKH", x, self.v[...].astype(dtype))
+        q = project("BTD,DNH->BTNH", x, self.q)
+        k = project("BTD,DKH->BTKH", x, self.k)
+        v = project("BTD,DKH->BTKH", x, self.v)
         if self.cfg.qkv_bias:
             q = q + self.q_bias[...].astype(dtype)
             k = k + self.k_bias[...].astype(dtype)
@@ -51,7 +52,7 @@ class Attention(nnx.Module):
         """Softmax attention (in float32) of q over k, v [B, S, K, H] where mask [B or 1, T, S] -> [B, T, D]."""
         mask = jnp.broadcast_to(mask, (q.shape[0], *mask.shape[1:]))
         out = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
-        return jnp.einsum("BTNH,NHD->BTD", out, self.o[...].astype(out.dtype))
+        return project("BTNH,NHD->BTD", out, self.o)
 
 
 class Block(nnx.Module):
@@ -68,12 +69,12 @@ class Block(nnx.Module):
     def mlp(self, x: jax.Array) -> jax.Array:
         """x [B, T, D] -> x + MLP(norm(x))."""
         h = self.mlp_norm(x)
-        gate, up, down = (w[...].astype(x.dtype) for w in (self.gate, self.up, self.down))
-        return x + (jax.nn.silu(h @ gate) * (h @ up)) @ down
+        gate, up = (project("BTD,DF->BTF", h, w) for w in (self.gate, self.up))
+        return x + project("BTF,FD->BTD", jax.nn.silu(gate) * up, self.down)
 
 
 class Llama(nnx.Module):
-    """Layers stacked on a leading axis and applied by one scan, and the final norm."""
+    """Layers stacked on a leading axis and applied by one scan (or one by one, see `unstacked`), and the final norm."""
 
     def __init__(self, cfg: LlamaConfig, *, rngs: nnx.Rngs):
         self.cfg = cfg
@@ -136,7 +137,7 @@ class Llama(nnx.Module):
             return (block.mlp(x), k_stack, v_stack), None
 
         carry = (x.astype(cfg.dtype), cache.k, cache.v)
-        (x, k, v), _ = jax.lax.scan(layer, carry, (self.layers, jnp.arange(cfg.num_layers)))
+        (x, k, v), _ = over_layers(layer, carry, self.layers, jnp.arange(cfg.num_layers))
         grown = width if count is None else count
         return self.norm(x), KVCache(k, v, cache.length + grown)
 
@@ -149,11 +150,12 @@ class Llama(nnx.Module):
             mask = jnp.tril(jnp.ones((1, width, width), bool))
         cos, sin = rotary_angles(cfg.rope, cfg.head_dim, positions)
 
-        def layer(x, block):
+        def layer(x, scanned):
+            (block,) = scanned
             q, k, v = block.attention.project(block.attention_norm(x), cos, sin)
             x = block.mlp(x + block.attention.attend(q, k, v, mask))
             return constrain(x, ROWS), (k, v) if keep else None
 
         layer = rematerialised(layer, cfg.remat)
-        x, kv = jax.lax.scan(layer, constrain(x.astype(cfg.dtype), ROWS), self.layers)
+        x, kv = over_layers(layer, constrain(x.astype(cfg.dtype), ROWS), self.layers)
         return self.norm(x), kv

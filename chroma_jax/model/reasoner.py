@@ -14,7 +14,7 @@ from flax import nnx
 from chroma_jax.config import ReasonerConfig
 from chroma_jax.model.audio_encoder import AudioEncoder
 from chroma_jax.model.kv_cache import KVCache
-from chroma_jax.model.layers import normal, project_float32
+from chroma_jax.model.layers import normal, project, project_float32, rows
 from chroma_jax.model.llama import Llama
 
 
@@ -32,14 +32,13 @@ class Reasoner(nnx.Module):
 
     def embed(self, ids: jax.Array) -> jax.Array:
         """Token ids [...] -> embeddings [..., D]."""
-        return self.embedding[...][ids].astype(self.cfg.text.dtype)
+        return rows(self.embedding, ids, self.cfg.text.dtype)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Final-normed hidden states [..., D] -> logits [..., V], float32."""
         if self.cfg.tie_embeddings:
-            table = self.embedding[...].astype(hidden.dtype)
-            return jnp.einsum("...D,VD->...V", hidden, table, preferred_element_type=jnp.float32)
-        return project_float32(hidden, self.head[...])
+            return project("...D,VD->...V", hidden, self.embedding, "float32")
+        return project_float32(hidden, self.head)
 
     def encode_audio(self, chunks: jax.Array, chunk_lengths: jax.Array) -> jax.Array:
         """Mel chunks [B, C, chunk_frames, mel_bins], valid frames [B, C] -> features [B, C * chunk_features, D].
@@ -80,6 +79,15 @@ class Reasoner(nnx.Module):
     ) -> tuple[jax.Array, KVCache]:
         """Right-padded prompts [B, T] of `lengths` [B] -> hidden states [B, T, D] and a cache of `size` positions."""
         return self.llama.prefill(self.embed_prompt(ids, features), lengths, size)
+
+    def extend(
+        self, ids: jax.Array, counts: jax.Array, features: jax.Array | None, cache: KVCache
+    ) -> tuple[jax.Array, KVCache]:
+        """More of the prompts: the next tokens [B, T], `counts` [B] of each row, whose placeholders stand for `features`.
+
+        Returns hidden states [B, T, D] and the cache. Prompts cut anywhere give what `prefill` gives of them whole.
+        """
+        return self.llama.step(self.embed_prompt(ids, features), cache, counts)
 
     def step(self, ids: jax.Array, cache: KVCache, active: jax.Array) -> tuple[jax.Array, KVCache]:
         """One token [B] of the rows in `active` [B] -> the hidden state [B, D] at it, and the cache.

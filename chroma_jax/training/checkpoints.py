@@ -9,6 +9,7 @@ name and renamed when it is whole, so a process that dies leaves the ones before
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Mapping
@@ -72,15 +73,7 @@ class Checkpoints:
         Raises OSError where there is no room; a save that fails later raises at the next `save` or `wait`.
         """
         self.wait()
-        nbytes = sum(
-            shard.data.nbytes for x in jax.tree.leaves(state) for shard in x.addressable_shards
-        )
-        free = shutil.disk_usage(self.directory).free
-        if free < nbytes + _SPARE_BYTES:
-            raise OSError(
-                f"not enough space in {self.directory} for the checkpoint of step {position.step}: "
-                f"{(nbytes + _SPARE_BYTES) / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free"
-            )
+        self.check_room(state, f"the checkpoint of step {position.step}")
         metadata = {
             "structure": structure(state),
             "data": position.data,
@@ -88,13 +81,26 @@ class Checkpoints:
         }
         self._checkpointer.save_async(position.step, state, force=True, custom_metadata=metadata)
 
+    def check_room(self, state: TrainState, what: str = "a checkpoint") -> None:
+        """Raises OSError, which calls the state `what`, where this process's part of it has no room on the disk."""
+        nbytes = sum(
+            shard.data.nbytes for x in jax.tree.leaves(state) for shard in x.addressable_shards
+        )
+        free = shutil.disk_usage(self.directory).free
+        if free < nbytes + _SPARE_BYTES:
+            raise OSError(
+                f"not enough space in {self.directory} for {what}: "
+                f"{(nbytes + _SPARE_BYTES) / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free"
+            )
+
     def wait(self) -> None:
         """Until what is being written is written. Raises OSError if it could not be."""
         try:
             self._checkpointer.wait()
         except Exception as e:  # whatever Orbax met in its thread
-            first = (str(e).strip().splitlines() or [type(e).__name__])[0]
-            raise OSError(f"a checkpoint could not be written to {self.directory}: {first}") from e
+            raise OSError(
+                f"a checkpoint could not be written to {self.directory}: {reason(e)}"
+            ) from e
 
     def restore(self, like: TrainState) -> tuple[TrainState, Position] | None:
         """The newest checkpoint that can be read, in the shapes and shardings of `like`; None if there are none.
@@ -114,7 +120,7 @@ class Checkpoints:
                 if theirs == structure(like):
                     state = self._checkpointer.load(step, like)
             except Exception as e:  # damage has many faces: tensorstore, JSON, missing files
-                problem = (str(e).strip().splitlines() or [type(e).__name__])[0]
+                problem = reason(e)
             if _everywhere(problem is None):
                 if state is None:
                     raise ValueError(
@@ -146,6 +152,13 @@ class Checkpoints:
             multihost_utils.sync_global_devices("chroma_jax.damaged moved")
         self._checkpointer.reload()
         return aside
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in a line; of a full disk without the many files that it was full for."""
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    full = os.strerror(errno.ENOSPC)
+    return full if full in first else first
 
 
 def abstract(state: TrainState) -> TrainState:

@@ -2,16 +2,19 @@
 
 The `libtpu` package (extra `tpu`) holds the compiler and describes any slice. Nothing is run: parameters exist as shapes.
 
-Times are the compiler's estimates and simple bounds, not measurements.
+Times are estimates, not measurements. The compiler says how many cycles each operation of its program takes, but not what it
+expects of collectives: those are counted with the published speed of the links that they run over.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import math
-import os
+import multiprocessing
+import pathlib
+import re
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -22,40 +25,12 @@ import jax.numpy as jnp
 from chroma_jax import sharding
 from chroma_jax.config import ChromaConfig
 from chroma_jax.data.batch import Batch
+from chroma_jax.data.plan import Shape, round_up
+from chroma_jax.data.voices import VoiceLimits
 from chroma_jax.training import flops, hlo
 from chroma_jax.training.config import TrainConfig
-from chroma_jax.training.step import build
-
-GIB = 2**30
-# libtpu asks its machine what it is; these answers let it compile on any.
-_ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no chip is claimed: several may compile at once
-}
-
-
-class Chip(NamedTuple):
-    """What Google publishes of a TPU generation (cloud.google.com/tpu/docs), per chip.
-
-    `clock`: cycles per second, from peak = 2 * multipliers * clock.
-    """
-
-    hbm: int  # bytes
-    peak: float  # bfloat16 operations per second
-    bandwidth: float  # HBM, bytes per second
-    interconnect: float  # bytes per second, all links, one direction
-    clock: float
-
-
-CHIPS = {
-    "v4": Chip(32 * GIB, 275e12, 1.2e12, 150e9, 1.05e9),
-    "v5e": Chip(16 * GIB, 197e12, 0.82e12, 100e9, 1.5e9),
-    "v5p": Chip(95 * GIB, 459e12, 2.77e12, 300e9, 1.75e9),
-    "v6e": Chip(32 * GIB, 918e12, 1.64e12, 224e9, 1.75e9),
-}
+from chroma_jax.training.step import Trainer, build
+from chroma_jax.training.tpu import GIB, of_device, topology_devices, torus, transfer_seconds
 
 
 class BatchSize(NamedTuple):
@@ -68,6 +43,45 @@ class BatchSize(NamedTuple):
     voice_frames: int
     prompt: int = 0  # question prompt and answer tokens
     chunks: int = 0  # two seconds of question audio each
+
+
+def size_of(data: Any, rows: int | None = None, hidden: bool | None = None) -> BatchSize:
+    """The largest batch of a configuration.
+
+    Args:
+      data: the `data` of a `run_config.RunConfig`.
+      rows: instead of its batch size.
+      hidden: whether Reasoner states are precomputed; default: where it sets no `max_prompt`.
+
+    Raises:
+      ValueError: it does not bound the sizes of a batch.
+    """
+    if data.max_text is None or data.max_frames is None:
+        raise ValueError(
+            "--compile_only needs the size of a batch: set data.max_text and data.max_frames "
+            "(and data.max_prompt and data.max_chunks unless Reasoner states are precomputed)"
+        )
+    hidden = not data.max_prompt if hidden is None else hidden
+    voice = VoiceLimits()
+    shape = round_up(
+        Shape(
+            prompt=data.max_prompt or 1,
+            chunks=data.max_chunks or 1,
+            text=data.max_text,
+            frames=data.max_frames,
+            voice_ids=voice.max_tokens,
+            voice_frames=voice.max_frames,
+        )
+    )
+    return BatchSize(
+        rows=data.batch_size if rows is None else rows,
+        text=shape.text,
+        frames=shape.frames,
+        voice_ids=shape.voice_ids,
+        voice_frames=shape.voice_frames,
+        prompt=0 if hidden else shape.prompt,
+        chunks=shape.chunks if data.max_chunks and not hidden else 0,
+    )
 
 
 def batch_shapes(cfg: ChromaConfig, size: BatchSize) -> Batch:
@@ -98,44 +112,13 @@ def batch_shapes(cfg: ChromaConfig, size: BatchSize) -> Batch:
     )
 
 
-def available() -> bool:
-    """Whether the TPU compiler is installed."""
-    return importlib.util.find_spec("libtpu") is not None
-
-
-def topology_devices(topology: str, slices: int = 1) -> list[Any]:
-    """The devices of a slice type such as "v5e:4x4", "v5p:2x2x4" or "v6e:16x16".
-
-    Raises:
-      ValueError: libtpu is not installed, or it knows no such topology.
-    """
-    generation = topology.partition(":")[0]
-    if generation not in CHIPS or ":" not in topology:
-        raise ValueError(
-            f"topology {topology!r} must be {', '.join(CHIPS)}, a colon and a shape, such as v5e:4x4"
-        )
-    if slices < 1:
-        raise ValueError(f"the number of slices must be 1 or more, got {slices}")
-    if not available():
-        raise ValueError(
-            "compiling for TPU needs the libtpu package: pip install 'chroma_jax[tpu]'"
-        )
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    from jax.experimental import topologies
-
-    options = {"num_slices": slices} if slices > 1 else {}
-    try:
-        return topologies.get_topology_desc(
-            platform="tpu", topology_name=topology, **options
-        ).devices
-    except Exception as e:  # whatever the plugin raises, it is about the name
-        first = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise ValueError(f"libtpu does not describe topology {topology!r}: {first}") from e
-
-
 def report(
-    topology: str, cfg: ChromaConfig, train_cfg: TrainConfig, size: BatchSize, slices: int = 1
+    topology: str,
+    cfg: ChromaConfig,
+    train_cfg: TrainConfig,
+    size: BatchSize,
+    slices: int = 1,
+    codegen: bool = True,
 ) -> dict[str, Any]:
     """Compiles the step and measures the program.
 
@@ -145,6 +128,8 @@ def report(
       train_cfg: the stage; its mesh is laid over the chips (default: all of them on "fsdp").
       size: the global batch.
       slices: number of such slices, joined by the data-center network.
+      codegen: False ends the compiler when program, schedule and memory are settled, before it makes machine code and counts
+        cycles: nine tenths of its time. For looking around.
 
     Returns:
       Numbers per chip unless their name says otherwise; bytes, seconds, operations. `fits` compares with the chip's HBM.
@@ -154,7 +139,7 @@ def report(
         is no error: `fits` is False and `error` says what the compiler said.
     """
     devices = topology_devices(topology, slices)
-    chip = CHIPS[topology.partition(":")[0]]
+    chip = of_device(topology, len(devices) // slices)
     mesh = sharding.make_mesh(train_cfg.mesh or {"fsdp": -1}, devices)
     trainer = build(cfg, train_cfg, mesh)
     batch = batch_shapes(cfg, size)
@@ -170,34 +155,25 @@ def report(
     )
     begin = time.monotonic()
     try:
-        with _not_cached():
-            compiled = trainer.lower(batch).compile()
+        make = _compiled if codegen else _scheduled
+        text, memory, optimal = make(trainer, batch, (topology, cfg, train_cfg, size, slices))
     except jax.errors.JaxRuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in str(e) and "memory" not in str(e).lower():
             raise
         return out | dict(fits=False, error=str(e).strip().splitlines()[0][:300])
     out["compile_seconds"] = time.monotonic() - begin
 
-    memory = compiled.memory_analysis()
     # Frozen parameters that the step does not read (the Codec) are no arguments of the program, but they are held.
-    held = sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(trainer.abstract())
-    )
-    arguments = max(memory.argument_size_in_bytes, held)
-    peak = (
-        arguments
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-        + memory.generated_code_size_in_bytes
-    )
-    cost = compiled.cost_analysis() or {}
-    counts = hlo.count(compiled.as_text())
-    # In a ring an all-reduce is a reduce-scatter and an all-gather; the others pass their bytes once.
-    passed = sum(
-        nbytes * (2 if kind == "all-reduce" else 1)
-        for kind, (_, nbytes) in counts.collectives.items()
+    arguments = max(memory.arguments, _bytes_held(trainer.abstract()))
+    peak = arguments + memory.temporary + memory.code
+    counts = hlo.count(text)
+    beside, alone = (
+        sum(
+            t.runs * transfer_seconds(t, mesh.devices.ravel().tolist(), chip, torus(topology))
+            for t in counts.transfers
+            if t.overlapped == overlapped
+        )
+        for overlapped in (True, False)
     )
     executed = flops.flops(trainer._train, *trainer.abstract(), batch) / chips
     plain = build(cfg, _without_remat(train_cfg), None)
@@ -206,31 +182,110 @@ def report(
     bounds = {
         "compute": executed / chip.peak,
         "memory": counts.hbm_bytes / chip.bandwidth,
-        "interconnect": passed / chip.interconnect,
+        "interconnect": beside + alone,
     }
     compiler = None if counts.cycles is None else counts.cycles / chip.clock
-    seconds = max(compiler or 0.0, *bounds.values())
+    # Without the compiler's word: one after the other, 5 % below it for the published model on v5e.
+    busy = compiler or bounds["compute"] + bounds["memory"]
+    seconds = max(busy, bounds["compute"], bounds["memory"], beside) + alone
     positions = size.voice_ids + size.voice_frames + 3 + 2 * size.text + size.frames
     audio = size.rows * size.frames / cfg.codec.frame_rate
     return out | dict(
         fits=peak <= chip.hbm,
         held_bytes=arguments,
-        temporary_bytes=memory.temp_size_in_bytes,
-        code_bytes=memory.generated_code_size_in_bytes,
+        temporary_bytes=memory.temporary,
+        code_bytes=memory.code,
         peak_bytes=peak,
         flops_executed=executed,
         flops_needed=needed,
         bytes_moved=counts.hbm_bytes,
         collectives=counts.collectives,
         # The compiler's own sum counts loop bodies once, and may be negative where it has no cost for an operation.
-        optimal_seconds_loops_once=cost.get("optimal_seconds"),
+        optimal_seconds_loops_once=optimal,
         compiler_seconds=compiler,
+        waiting_seconds=alone,
         bounds=bounds,
         limit=max(bounds, key=bounds.get),
         seconds=seconds,
         tokens_per_second=size.rows * positions / seconds / chips,
         audio_seconds_per_second=audio / seconds / chips,
         mfu=needed / chip.peak / seconds,
+    )
+
+
+class Memory(NamedTuple):
+    """Bytes of one device."""
+
+    arguments: int  # what is given back in their place included
+    temporary: int
+    code: int
+
+
+def _compiled(trainer: Trainer, batch: Batch, _) -> tuple[str, Memory, float | None]:
+    """The program as text, its memory, and the compiler's own estimate of its time."""
+    with tempfile.TemporaryDirectory() as dump:
+        compiled = _compile(trainer, batch, dump)
+        text = _dumped(dump, "after_codegen")
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    new = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    sizes = Memory(
+        memory.argument_size_in_bytes + new,
+        memory.temp_size_in_bytes,
+        memory.generated_code_size_in_bytes,
+    )
+    return text, sizes, cost.get("optimal_seconds")
+
+
+def _scheduled(trainer: Trainer, batch: Batch, call: tuple) -> tuple[str, Memory, None]:
+    """The same of a program that has no machine code yet. Another process compiles, and is ended there."""
+    with tempfile.TemporaryDirectory() as dump:
+        process = multiprocessing.get_context("spawn").Process(
+            target=_compile_again, args=(dump, *call), daemon=True
+        )
+        process.start()
+        text = ""
+        while not text and process.is_alive():
+            process.join(0.5)
+            if _dumped(dump, "after_optimizations_after_buffer_assignment"):
+                process.join(1.0)  # until it is written to its end
+                text = _dumped(dump, "after_optimizations_after_buffer_assignment")
+        if not text:
+            raise RuntimeError("the compiler ended without a program: see what it printed")
+        usage = _dumped(dump, "after_optimizations-memory-usage-report")
+        process.kill()
+        process.join()
+    total = int(re.search(r"Total bytes: (\d+)", usage)[1])
+    # Arguments, results and temporaries; the results are the state, which takes the place of arguments.
+    state, _ = trainer.abstract()
+    read = hlo.parameter_bytes(text)
+    return text, Memory(read, max(0, total - read - _bytes_held(state)), 0), None
+
+
+def _compile(trainer: Trainer, batch: Batch, dump: str) -> jax.stages.Compiled:
+    """With what the compiler says about it under `dump`.
+
+    `as_text()` of the result would have jaxlib read the program back, which knows fewer instructions than libtpu: it fails on
+    programs that use the SparseCores of v5p and v6e.
+    """
+    with _not_cached():
+        return trainer.lower(batch).compile({"xla_dump_to": dump, "xla_dump_hlo_as_text": True})
+
+
+def _compile_again(dump, topology, cfg, train_cfg, size, slices) -> None:
+    mesh = sharding.make_mesh(train_cfg.mesh or {"fsdp": -1}, topology_devices(topology, slices))
+    _compile(build(cfg, train_cfg, mesh), batch_shapes(cfg, size), dump)
+
+
+def _dumped(dump: str, stage: str) -> str:
+    """The largest file of a stage, that of the step; "" where there is none."""
+    found = pathlib.Path(dump).glob(f"*{stage}.txt")
+    return max((path.read_text() for path in found), key=len, default="")
+
+
+def _bytes_held(tree: Any) -> int:
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
     )
 
 
@@ -281,7 +336,8 @@ def markdown(results: dict[str, Any]) -> str:
             ("collectives per chip", "; ".join(kinds) or "none"),
             ("lower bounds", bounds),
             ("limited by", r["limit"]),
-            ("compiler's estimate, loops counted", f"{1e3 * compiler:.1f} ms" if compiler else "unknown"),
+            ("compiler's estimate without collectives", f"{1e3 * compiler:.1f} ms" if compiler else "unknown"),
+            ("waiting for collectives", f"{1e3 * r['waiting_seconds']:.1f} ms"),
             ("estimated step", f"{1e3 * r['seconds']:.1f} ms"),
             ("positions per second per chip", f"{r['tokens_per_second']:,.0f}"),
             ("audio seconds per second per chip", f"{r['audio_seconds_per_second']:,.1f}"),

@@ -13,6 +13,7 @@ from chroma_jax.config.types import REMAT
 
 DTYPES = ("float32", "bfloat16", "float16")
 SCHEDULES = ("constant", "cosine")
+SPEECH, TEXT = "speech", "text"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,13 +79,15 @@ class TrainConfig:
 
     Attributes:
       trains: (regular expression, "train" | "freeze" | "lora") pairs; the path of every parameter matches exactly one.
-      decoder_weight: λ of L = (1 - λ) L_backbone + λ L_decoder (paper section 4: 0.5, then 1).
+      objective: "speech" trains Backbone and Decoder on the answers' codes, over a frozen Reasoner (the paper); "text" trains the
+        Reasoner on the answers' tokens and runs nothing else, for a Chroma that is made from random weights.
+      decoder_weight: λ of L = (1 - λ) L_backbone + λ L_decoder (paper section 4: 0.5, then 1); of "speech" only.
       decoder_fraction: the share of frames that the Decoder's loss is computed on, drawn anew for each step; 1.0: all.
       accumulation: microbatches per step; the result is that of the whole batch.
       compute_dtype: what trained and frozen parameters are cast to inside the step. Master weights of Backbone and
         Decoder, and all moments, are float32.
-      reasoner_dtype: what the frozen Reasoner is held in.
-      remat: what a layer keeps for its gradient, see `LlamaConfig.remat`.
+      reasoner_dtype: what the frozen Reasoner is held in; one that trains is float32.
+      remat: what a layer of a LLaMA that trains keeps for its gradient, see `LlamaConfig.remat`.
       seed: of the parameters (where none are given), LoRA factors and drawn frames.
       mesh: size per mesh axis, see `chroma_jax.sharding.make_mesh`; None: one device.
       lora: rank and scale, where a rule says "lora".
@@ -92,7 +95,8 @@ class TrainConfig:
 
     optimizer: OptimizerConfig
     trains: tuple[tuple[str, str], ...]
-    decoder_weight: float
+    objective: str = SPEECH
+    decoder_weight: float = 0.5
     decoder_fraction: float = 1.0
     accumulation: int = 1
     compute_dtype: str
@@ -103,6 +107,7 @@ class TrainConfig:
     lora: LoraConfig | None = None
 
     def __post_init__(self):
+        _one_of("objective", self.objective, (SPEECH, TEXT))
         _between("decoder_weight", self.decoder_weight, 0.0, 1.0)
         _between("accumulation", self.accumulation, 1, math.inf)
         if not 0 < self.decoder_fraction <= 1:

@@ -2,6 +2,9 @@
 
 A program is a list of computations. The entry runs once, the body of a `while` as often as its condition's bound says (loops
 made by lax.scan count from 0), what it calls as often as itself.
+
+A collective runs beside other work if it is in two halves (-start and -done) or inside fusions that compute as well; one that
+stands alone in the schedule holds everything up.
 """
 
 from __future__ import annotations
@@ -12,10 +15,16 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 
+import numpy as np
+
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s64": 8, "u64": 8, "f64": 8}  # fmt: skip
 _SHAPE = re.compile(r"\b(pred|[suf]\d+|bf16|f8\w*)\[([\d,]*)\](\{[^}]*\})?")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%(\S+) = (.*?) ([a-z][a-z0-9-]*)\((.*)$")
+_GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
+_IOTA_GROUPS = re.compile(r"replica_groups=\[\d+,(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_PAIRS = re.compile(r"source_target_pairs=\{\{(\d+,\d+)\}")
 _COMPUTATION = re.compile(r"^(ENTRY )?%(\S+) \(")
 # These move nothing, or their parts are counted by themselves.
 _FREE = {
@@ -42,18 +51,47 @@ class Instruction:
 
 
 @dataclasses.dataclass(frozen=True)
+class Transfer:
+    """One collective of the program.
+
+    Attributes:
+      kind: one of `_COLLECTIVES`.
+      runs: how often it runs.
+      nbytes: the larger of operand and result, each time.
+      group: the partitions of one of its groups; None: all of them.
+      overlapped: whether it runs beside other work.
+    """
+
+    kind: str
+    runs: int
+    nbytes: int
+    group: tuple[int, ...] | None
+    overlapped: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class Counts:
     """Per device and run of the program.
 
     Attributes:
-      collectives: kind -> (how many, bytes: of the larger of operand and result).
+      transfers: the collectives.
       hbm_bytes: read from and written to main memory by fusions and operations outside them.
-      cycles: what the compiler estimates for them, summed; None where it does not say.
+      cycles: what the compiler estimates for them, summed; None where it does not say. Collectives that stand alone are
+        not in it.
     """
 
-    collectives: dict[str, tuple[int, int]]
+    transfers: tuple[Transfer, ...]
     hbm_bytes: int
     cycles: int | None
+
+    @property
+    def collectives(self) -> dict[str, tuple[int, int]]:
+        """Kind -> (how many, bytes)."""
+        out: dict[str, tuple[int, int]] = {}
+        for t in self.transfers:
+            number, total = out.get(t.kind, (0, 0))
+            out[t.kind] = (number + t.runs, total + t.runs * t.nbytes)
+        return dict(sorted(out.items()))
 
 
 def count(text: str) -> Counts:
@@ -73,7 +111,7 @@ def count(text: str) -> Counts:
                 todo.append((callee, factor * repeats, runs))
 
     cycles, moved = 0, 0
-    channels: dict[str, tuple[str, int, int]] = {}
+    channels: dict[tuple[str, str], Transfer] = {}
     for name, instructions in computations.items():
         if name not in times:
             continue
@@ -81,21 +119,60 @@ def count(text: str) -> Counts:
         for instruction in instructions:
             if instruction.op.removesuffix("-start") in _COLLECTIVES:
                 kind, nbytes = _collective(name, instruction, results)
+                apart = name in scheduled and not instruction.op.endswith("-start")
+                found = Transfer(
+                    kind,
+                    times[name],
+                    nbytes,
+                    _group(instruction.rest),
+                    overlapped=not apart and "all-reduce-scatter" not in name,
+                )
                 # Asynchronous pieces of one collective repeat it under the same channel.
-                found = re.search(r"channel_id=(\d+)", instruction.rest)
-                key = found[1] if found else f"{name}/{instruction.name}"
-                before = channels.get(key, (kind, 0, 0))
-                channels[key] = (kind, max(before[1], times[name]), max(before[2], nbytes))
+                channel = re.search(r"channel_id=(\d+)", instruction.rest)
+                key = (kind, channel[1] if channel else f"{name}/{instruction.name}")
+                channels[key] = _merged(channels.get(key, found), found)
             if name in scheduled:
                 estimate = re.search(r'"estimated_cycles":"(\d+)"', instruction.rest)
                 if instruction.op != "while" and estimate:
                     cycles += int(estimate[1]) * times[name]
                 moved += _hbm_bytes(instruction, results, computations) * times[name]
-    collectives: dict[str, tuple[int, int]] = {}
-    for kind, runs, nbytes in channels.values():
-        number, total = collectives.get(kind, (0, 0))
-        collectives[kind] = (number + runs, total + runs * nbytes)
-    return Counts(dict(sorted(collectives.items())), moved, cycles or None)
+    return Counts(tuple(channels.values()), moved, cycles or None)
+
+
+def parameter_bytes(text: str) -> int:
+    """Bytes of the arguments of an optimized module, without what their layouts add."""
+    computations, entry = _parse(text)
+    return sum(_size(i.result, True) for i in computations[entry] if i.op == "parameter")
+
+
+def _merged(a: Transfer, b: Transfer) -> Transfer:
+    return Transfer(
+        a.kind,
+        max(a.runs, b.runs),
+        max(a.nbytes, b.nbytes),
+        a.group or b.group,
+        a.overlapped and b.overlapped,
+    )
+
+
+def _group(rest: str) -> tuple[int, ...] | None:
+    """The first group of a collective, in any of the ways that XLA writes them; None: all, or not understood."""
+    numbers = lambda text: [int(n) for n in text.split(",") if n]  # noqa: E731
+    if found := _GROUPS.search(rest) or _PAIRS.search(rest):
+        return tuple(numbers(found[1])) or None
+    if found := _IOTA_GROUPS.search(rest):
+        dims = numbers(found[2])
+        ids = np.arange(math.prod(dims)).reshape(dims)
+        ids = ids.transpose(numbers(found[3])) if found[3] else ids
+        return tuple(ids.reshape(-1, int(found[1]))[0].tolist())
+    if found := _MESH_GROUPS.search(rest):
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
+        axes = found[2].replace("'", "").replace(" ", "").split(",")
+        if not set(axes) <= set(sizes):
+            return None  # parts of an axis
+        ids = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+        return tuple(ids[tuple(slice(None) if n in axes else 0 for n in sizes)].ravel().tolist())
+    return None
 
 
 def _parse(text: str) -> tuple[dict[str, list[Instruction]], str]:

@@ -1,7 +1,7 @@
 """A run from beginning to end: model, trainer, data, restore, steps, checkpoints, and the trained model as a directory.
 
-    <workdir>/checkpoints    to resume from        <workdir>/tensorboard    scalars
-    <workdir>/model          what `chroma_jax.generate --checkpoint` loads
+    <workdir>/checkpoints    to resume from        <workdir>/tensorboard    scalars and sample replies
+    <workdir>/samples        the same replies      <workdir>/model          what `chroma_jax.generate --checkpoint` loads
 
 A run that is started again in its workdir goes on where the newest checkpoint stands: same parameters, moments, step and data, bit for
 bit what an uninterrupted run has.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -28,12 +29,15 @@ from chroma_jax.data import metadata as md
 from chroma_jax.data.mixture import Mixture
 from chroma_jax.data.pipeline import BatchIterator, Evaluation, make_evaluation, make_pipeline
 from chroma_jax.model.chroma import ChromaModel
-from chroma_jax.training.checkpoints import Checkpoints, Position, abstract, changes
-from chroma_jax.training.progress import Progress, mean
+from chroma_jax.training import samples
+from chroma_jax.training.checkpoints import Checkpoints, Position, abstract, changes, reason
+from chroma_jax.training.flops import StepFlops
+from chroma_jax.training.progress import Progress, mean, positions
 from chroma_jax.training.run_config import RunConfig, parse_sources
+from chroma_jax.training.samples import Samples
 from chroma_jax.training.step import Trainer, TrainState, build
 
-CHECKPOINTS, TENSORBOARD, MODEL = "checkpoints", "tensorboard", "model"
+CHECKPOINTS, TENSORBOARD, MODEL, SAMPLES = "checkpoints", "tensorboard", "model", "samples"
 EXPORTS = ("end", "now", "never")
 
 
@@ -84,10 +88,11 @@ def train(
     trainer = build(sizes, config.train)
     trainer.check_rows(config.data.batch_size)
     data, held_out = open_data(config, sizes)
+    trainer.check_hidden(data.mixture.hidden)
     say(trainer.summary())
     for line in data.mixture.describe():
         say(line)
-    os.makedirs(workdir, exist_ok=True)
+    make_workdir(workdir)
 
     with Checkpoints(os.path.join(workdir, CHECKPOINTS), config.keep) as saved:
         if export == "now" and not saved.steps:
@@ -100,8 +105,10 @@ def train(
             state, step = resume(saved, like, data, config, say)
         run = _Run(config, trainer, data, held_out, saved, say)
         if export != "now":
-            folder = os.path.join(workdir, TENSORBOARD) if first else None
-            state, step = run.steps(state, frozen, step, folder)
+            saved.check_room(state)  # now rather than after the steps up to the first one
+            if config.sample_every:
+                run.sampler = make_sampler(config, trainer, source, data, held_out)
+            state, step = run.steps(state, frozen, step, workdir if first else None)
         saved.wait()
         if run.signal is not None:
             say(
@@ -111,9 +118,24 @@ def train(
         written = None
         if export == "now" or (export == "end" and run.signal is None):
             written = os.path.join(workdir, MODEL)
-            save_model(written, trainer.model_of(state, frozen), trainer.cfg, source)
+            try:
+                save_model(written, trainer.model_of(state, frozen), trainer.cfg, source)
+            except (OSError, ValueError) as e:
+                raise OSError(
+                    f"the model could not be written to {written}: {reason(e)}; its checkpoint is there: --export=now "
+                    "writes it once it can be"
+                ) from e
             say(f"the trained model is in {written}")
     return Outcome(step, run.signal, run.shown, run.evaluated, written)
+
+
+def make_workdir(directory: str) -> None:
+    """Makes it, if it is not there. Raises OSError naming it where nothing can be written into it."""
+    try:
+        os.makedirs(directory, exist_ok=True)
+        tempfile.TemporaryFile(dir=directory).close()
+    except OSError as e:
+        raise OSError(f"--workdir: {directory} cannot be written to: {e.strerror}") from e
 
 
 def open_data(config: RunConfig, sizes: ChromaConfig) -> tuple[BatchIterator, Evaluation | None]:
@@ -166,6 +188,24 @@ def check_weights(mixture: Mixture, sizes: ChromaConfig, model: ChromaModel, sou
         md.check_made_for(dataset.metadata, sizes, **prints, name=dataset.directory)
 
 
+def make_sampler(
+    config: RunConfig,
+    trainer: Trainer,
+    source: str | None,
+    data: BatchIterator,
+    held_out: Evaluation | None,
+) -> Samples:
+    """What answers the first held-out records, or the first of training where there are none."""
+    return Samples(
+        trainer,
+        (data if held_out is None else held_out).mixture,
+        Processor.load(trainer.cfg, source).tokenizer,
+        count=config.num_samples,
+        max_seconds=config.sample_seconds,
+        seed=config.seed,
+    )
+
+
 def resume(
     saved: Checkpoints,
     like: TrainState,
@@ -173,11 +213,22 @@ def resume(
     config: RunConfig,
     say: Callable[[str], None],
 ) -> tuple[TrainState, int]:
-    """(state, steps done) of the newest checkpoint that can be read, with the data at its place."""
+    """(state, steps done) of the newest checkpoint that can be read, with the data at its place.
+
+    Raises ValueError for checkpoints of another model or other data.
+    """
     state, position = saved.restore(like)
-    data.set_state(position.data)
+    changed = changes(position.config, config.to_dict())
+    try:
+        data.set_state(position.data)
+    except ValueError as e:
+        what = "; ".join(changed) or "the dataset itself has changed"
+        raise ValueError(
+            f"{saved.directory}: these checkpoints are of a run with other data, seed, batch size or shapes ({what}); "
+            "choose another --workdir"
+        ) from e
     say(f"resuming after step {position.step}")
-    for line in changes(position.config, config.to_dict()):
+    for line in changed:
         say(f"changed since then: {line}")
     return state, position.step
 
@@ -204,19 +255,25 @@ class _Run:
     ):
         self.config, self.trainer, self.data = config, trainer, data
         self.held_out, self.saved, self.say = held_out, saved, say
+        self.sampler: Samples | None = None
+        self._flops = StepFlops(trainer)
+        self._workdir: str | None = None
         self.signal: int | None = None
         self.shown: dict[str, float] | None = None
         self.evaluated: dict[str, float] | None = None
 
     def steps(
-        self, state: TrainState, frozen: dict[str, Any], step: int, folder: str | None
+        self, state: TrainState, frozen: dict[str, Any], step: int, workdir: str | None
     ) -> tuple[TrainState, int]:
-        """From `step` to the end, or to a signal: (state, steps done)."""
-        config, last = self.config, self.config.steps
+        """From `step` to the end, or to a signal: (state, steps done). Writes under `workdir`, or nothing."""
+        config, trainer, last = self.config, self.trainer, self.config.steps
         if step >= last:
             self.say(f"{step} steps are done, {last} were asked for")
             return state, step
-        progress = Progress(last, self.say, folder, step)
+        self._workdir = workdir
+        folder = None if workdir is None else os.path.join(workdir, TENSORBOARD)
+        devices = () if trainer.mesh is None else trainer.mesh.devices.flat
+        progress = Progress(last, self.say, folder, step, devices)
         unchecked = None
         try:
             with _Signals() as signals:
@@ -224,9 +281,17 @@ class _Run:
                     began = time.monotonic()
                     batch = next(self.data)
                     waited = time.monotonic() - began
-                    state, metrics = self.trainer.train_step(state, frozen, batch)
+                    known = trainer.compilations
+                    state, metrics = trainer.train_step(state, frozen, batch)
                     step += 1
-                    progress.add(metrics, waited)
+                    progress.add(
+                        metrics,
+                        began,
+                        waited,
+                        flops=self._flops(batch),
+                        tokens=positions(batch, config.train.objective),
+                        compiled=trainer.compilations > known,
+                    )
                     # While the devices take this step, the host looks at the one before it.
                     self._check(unchecked)
                     unchecked = step, metrics, batch.record_ids
@@ -236,7 +301,9 @@ class _Run:
                         ends or step % every == 0
                         for every in (config.log_every, config.eval_every, config.save_every)
                     )
-                    if log or evaluate or save:
+                    sample = self.sampler is not None and self.signal is None
+                    sample &= ends or step % max(config.sample_every, 1) == 0
+                    if log or evaluate or save or sample:
                         self._check(unchecked)
                         unchecked = None
                     if log:
@@ -248,6 +315,8 @@ class _Run:
                     if evaluate and self.held_out is not None and self.signal is None:
                         self.evaluated = self._evaluate(state, frozen)
                         progress.evaluation(step, self.evaluated)
+                    if sample:
+                        self._sample(state, frozen, step, progress)
                     progress.pause(time.monotonic() - began)
         finally:
             progress.close()
@@ -255,6 +324,28 @@ class _Run:
 
     def _evaluate(self, state: TrainState, frozen: dict[str, Any]) -> dict[str, float]:
         return mean([self.trainer.eval_step(state, frozen, batch) for batch in self.held_out])
+
+    def _sample(
+        self, state: TrainState, frozen: dict[str, Any], step: int, progress: Progress
+    ) -> None:
+        """Speaks, and writes it down. That a sample cannot be written is said, and ends nothing."""
+        sampler = self.sampler
+        if not sampler.compilations:
+            answers = sampler.recorded(state, frozen)
+            progress.recorded(step, answers, sampler.rate)
+            self._write_samples("record", samples.ANSWERS, answers)
+        replies = sampler(state, frozen)
+        progress.samples(step, replies, sampler.rate)
+        self._write_samples(f"step_{step:06d}", samples.REPLIES, replies)
+
+    def _write_samples(self, folder: str, name: str, made: list[samples.Sample]) -> None:
+        if self._workdir is None:
+            return
+        folder = os.path.join(self._workdir, SAMPLES, folder)
+        try:
+            samples.write(folder, name, made, self.sampler.rate)
+        except (OSError, ValueError) as e:
+            self.say(f"samples could not be written to {folder}: {e}")
 
     def _check(self, done: tuple[int, Any, np.ndarray] | None) -> None:
         """Raises NonFiniteError if a step's loss or gradient was not finite."""

@@ -1,9 +1,13 @@
-"""The paper's two losses, kept as sums so that microbatches and shards add up to exactly the loss of the whole batch.
+"""The losses, kept as sums so that microbatches and shards add up to exactly the loss of the whole batch.
+
+Of speech, the paper's two:
 
 L = (1 - λ) L_backbone + λ L_decoder. L_backbone is the mean cross entropy of code 0 over a batch's frames, L_decoder that of
 codes 1..Q-1 over its frames (or a drawn part of them). The stop frame is a frame like the others. Source: paper section 4.
 
-Axes: B batch, T frames, K drawn frames, Q codebooks, V audio vocabulary.
+Of text: the mean cross entropy of the Reasoner's answer tokens over a batch's tokens, the final im_end among them.
+
+Axes: B batch, T frames, K drawn frames, L answer tokens, Q codebooks, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,11 +24,11 @@ from chroma_jax.schedule import Dialogue, TeacherForced
 
 
 class Sums(NamedTuple):
-    """Sums over frames, per codebook. They add."""
+    """Sums over frames, per codebook; or over answer tokens, with Q = 1. They add."""
 
     loss: jax.Array  # [Q] float32, cross entropy in nats
-    correct: jax.Array  # [Q] float32, how often the likeliest code was the right one
-    count: jax.Array  # [Q] float32, frames
+    correct: jax.Array  # [Q] float32, how often the likeliest code or token was the right one
+    count: jax.Array  # [Q] float32, frames or tokens
 
 
 class Draw(NamedTuple):
@@ -90,6 +94,29 @@ def dialogue_sums(model: ChromaModel, dialogue: Dialogue, draw: Draw | None = No
     logits = schedule.frame_logits(model, hidden, frames)
     others = code_sums(logits, frames[..., 1:], draw.counts)
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, others)
+
+
+def text_sums(logits: jax.Array, text: jax.Array, lengths: jax.Array) -> Sums:
+    """Logits [B, L, V] of answer tokens `text` [B, L], of which `lengths` [B] count -> sums [1]."""
+    counts = valid_frames(lengths, text.shape[1])
+    return code_sums(logits[:, :, None], text[..., None], counts)
+
+
+def text_share(sums: Sums, count: jax.Array) -> jax.Array:
+    """This part's share of the loss of text, where `count` [1] are the tokens of the whole batch."""
+    return (sums.loss / jnp.maximum(count, 1))[0]
+
+
+def text_metrics(sums: Sums) -> dict[str, jax.Array]:
+    """Scalars of a batch of text."""
+    loss = text_share(sums, sums.count)
+    accuracy = (sums.correct / jnp.maximum(sums.count, 1))[0]
+    return {
+        "loss": loss,
+        "text_loss": loss,
+        "text_accuracy": accuracy,
+        "text_tokens": sums.count[0],
+    }
 
 
 def weighted(sums: Sums, count: jax.Array, decoder_weight: float) -> jax.Array:

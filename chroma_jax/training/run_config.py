@@ -7,14 +7,14 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from chroma_jax.config import ChromaConfig, chroma_4b, tiny
+from chroma_jax.config import ChromaConfig, chroma_4b, chroma_100m, debug, tiny
 from chroma_jax.data.mixture import Source
 from chroma_jax.data.pipeline import Reading
 from chroma_jax.data.plan import Limits
 from chroma_jax.training import config
 from chroma_jax.training.config import TrainConfig
 
-SIZES = {"tiny": tiny, "chroma_4b": chroma_4b}
+SIZES = {"tiny": tiny, "debug": debug, "chroma_100m": chroma_100m, "chroma_4b": chroma_4b}
 STARTS = ("checkpoint", "random")
 
 
@@ -23,7 +23,7 @@ class ModelConfig:
     """Where the run begins.
 
     checkpoint: a directory or Hub id; its config.json has the last word on sizes. None: random weights. start: what trains
-    begins as it is in the "checkpoint", or "random" over the checkpoint's frozen parts. size: "tiny" or "chroma_4b", the sizes of
+    begins as it is in the "checkpoint", or "random" over the checkpoint's frozen parts. size: "tiny", "debug" or "chroma_4b", the sizes of
     random weights without a checkpoint, and of the model that --compile_only compiles.
     """
 
@@ -87,6 +87,8 @@ class RunConfig:
 
     steps: after which it ends. save_every, eval_every, log_every: in steps; the last step always does all three.
     keep: checkpoints that stay, the newest ones. seed: of the data's order.
+    sample_every: steps between sample replies, which the last step gives too; 0 for none. num_samples: records that are answered,
+    the first held-out ones, or the first of training where none are held out. sample_seconds: longest reply.
     """
 
     model: ModelConfig
@@ -98,9 +100,15 @@ class RunConfig:
     log_every: int
     keep: int = 3
     seed: int = 0
+    sample_every: int = 0
+    num_samples: int = 2
+    sample_seconds: float = 10.0
 
     def __post_init__(self):
         _at_least("", self, steps=1, save_every=1, eval_every=1, log_every=1, keep=1, seed=0)
+        _at_least("", self, sample_every=0, num_samples=1)
+        if not 0 < self.sample_seconds < float("inf"):
+            raise ValueError(f"sample_seconds must be positive, got {self.sample_seconds}")
         optimizer = self.train.optimizer
         if optimizer.schedule == "cosine" and self.steps > optimizer.total_steps:
             raise ValueError(

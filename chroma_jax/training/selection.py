@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from chroma_jax.training.config import SPEECH, TEXT
+
 TRAIN, FREEZE, LORA = "train", "freeze", "lora"
 
 _NEVER = ((r"reasoner/.*", FREEZE), (r"codec/.*", FREEZE))
@@ -19,6 +21,7 @@ _KERNELS = r"(backbone|decoder)/llama/layers/(attention/[qkvo]|gate|up|down)"
 
 STAGE_1 = ((r"backbone/.*", TRAIN), (r"decoder/.*", TRAIN), *_NEVER)
 STAGE_2 = ((r"backbone/.*", FREEZE), (r"decoder/.*", TRAIN), *_NEVER)
+REASONER = ((r"reasoner/.*", TRAIN), (r"backbone/.*", FREEZE), (r"decoder/.*", FREEZE), _NEVER[1])
 LORA_FINE_TUNING = (
     (_KERNELS, LORA),
     (r"(backbone|decoder)/llama/.*/?norm/scale|(backbone|decoder)/llama/layers/.*_norm/scale", FREEZE),
@@ -72,6 +75,17 @@ def select(rules: tuple[tuple[str, str], ...], paths: Any) -> Selection:
     if not {TRAIN, LORA} & set(what.values()):
         raise ValueError("no parameter trains: every rule says freeze")
     return Selection(what, rule)
+
+
+def check_objective(selection: Selection, objective: str) -> None:
+    """Raises ValueError for a parameter that would train although the loss does not reach it: weight decay alone would move it."""
+    stages = {SPEECH: ("backbone", "decoder"), TEXT: ("reasoner",)}[objective]
+    for path, what in selection.what.items():
+        if what != FREEZE and path.split("/")[0] not in stages:
+            raise ValueError(
+                f"objective {objective!r} trains {' and '.join(stages)} only, but rule {selection.rule[path]!r} says "
+                f"{what} for {path}"
+            )
 
 
 def summary(selection: Selection, frozen: Mapping[str, Any], trained: Mapping[str, Any]) -> str:

@@ -28,7 +28,7 @@ from chroma_jax.data import batch as batches
 from chroma_jax.data.batch import Batch
 from chroma_jax.model.chroma import ChromaModel, abstract_model
 from chroma_jax.training import lora, losses, optim, selection
-from chroma_jax.training.config import TrainConfig
+from chroma_jax.training.config import TEXT, TrainConfig
 
 # By default XLA cuts the gathering of a weight into windows and multiplies by each as it comes. Sixteen windows of a contraction
 # over 1024 or 2048 leave products too thin for the matrix units: with whole gathers, which the scheduler overlaps, the
@@ -61,8 +61,8 @@ def build(cfg: ChromaConfig, train_cfg: TrainConfig, mesh: Mesh | None = None) -
       mesh: instead of `train_cfg.mesh` over all devices (devices of a machine that is not here, say).
 
     Raises:
-      ValueError: the mesh does not divide devices or parameters; rules that do not cover every parameter exactly once; LoRA
-        rules without `lora`, or the reverse.
+      ValueError: the mesh does not divide devices or parameters; rules that do not cover every parameter exactly once, or
+        train what the objective does not reach; LoRA rules without `lora`, or the reverse; a quantised model.
     """
     if mesh is None and train_cfg.mesh is not None:
         mesh = sharding.make_mesh(train_cfg.mesh)
@@ -70,14 +70,14 @@ def build(cfg: ChromaConfig, train_cfg: TrainConfig, mesh: Mesh | None = None) -
 
 
 def reasoner_states(model: ChromaModel, batch: Batch) -> jax.Array:
-    """The frozen Reasoner over question and answer, teacher-forced: its state [B, L, D] before each answer token."""
+    """The Reasoner over question and answer, teacher-forced: its state [B, L, D] before each answer token."""
     features = None
     if batch.chunks.shape[1]:
         features = model.reasoner.encode_audio(batch.chunks, batch.chunk_lengths)
     states = model.reasoner(batch.prompt_ids, features)
     at = batch.prompt_lengths[:, None] - 1 + jnp.arange(batch.text.shape[1])
     at = jnp.clip(at, 0, states.shape[1] - 1)
-    return jax.lax.stop_gradient(jnp.take_along_axis(states, at[..., None], axis=1))
+    return jnp.take_along_axis(states, at[..., None], axis=1)
 
 
 class Trainer:
@@ -92,12 +92,17 @@ class Trainer:
     """
 
     def __init__(self, cfg: ChromaConfig, train_cfg: TrainConfig, mesh: Mesh | None):
+        if cfg.quantized is not None:
+            raise ValueError(
+                f"a model quantised to {cfg.quantized} cannot be trained; start from the checkpoint that it was made from"
+            )
         self.train_cfg, self.mesh = train_cfg, mesh
         self.cfg = _in_training_dtypes(cfg, train_cfg)
         self._held = abstract_model(self.cfg)
-        self._computing = abstract_model(_with_remat(self.cfg, train_cfg.remat))
+        self._computing = abstract_model(_with_remat(self.cfg, train_cfg))
         self._shapes = parameters.flatten(self._held)
         self.selection = selection.select(train_cfg.trains, self._shapes)
+        selection.check_objective(self.selection, train_cfg.objective)
         self._kernels = self.selection.paths(selection.LORA)
         if self._kernels and train_cfg.lora is None:
             raise ValueError(f"{self._kernels[0]} is under a lora rule, but lora is not configured")
@@ -188,6 +193,7 @@ class Trainer:
         if isinstance(batch.frames, jax.Array):
             return batch
         batches.check(batch)
+        self.check_hidden(batch.hidden is not None)
         self.check_rows(batch.rows * jax.process_count())
         batch = batch.needed()
         if self._rows is None:
@@ -201,7 +207,7 @@ class Trainer:
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         """One update. `state` is donated: it cannot be used afterwards.
 
-        Metrics are scalars: those of `losses.metrics`, grad_norm (before clipping), learning_rate, and `finite`. A step whose
+        Metrics are scalars: those of `losses.metrics` (or `losses.text_metrics`), grad_norm (before clipping), learning_rate, and `finite`. A step whose
         loss or gradient is not finite changes nothing but says so: finite is False.
         """
         batch = self.put(batch)
@@ -211,7 +217,7 @@ class Trainer:
     def eval_step(
         self, state: TrainState, frozen: dict[str, Any], batch: Batch
     ) -> dict[str, jax.Array]:
-        """The metrics of `losses.metrics` on a batch, over all frames. Weigh batches by their "frames"."""
+        """The metrics of `losses.metrics` on a batch, over all frames, or `losses.text_metrics`. Weigh batches by "frames" or "text_tokens"."""
         batch = self.put(batch)
         with self._on_mesh():
             return self._jit_eval(state, frozen, batch)
@@ -272,19 +278,39 @@ class Trainer:
     def _sums(self, params, frozen, batch, draw):
         model = self._model(params, frozen)
         hidden = reasoner_states(model, batch) if batch.hidden is None else batch.hidden
-        return losses.dialogue_sums(model, batch.dialogue(hidden), draw)
+        if self.train_cfg.objective == TEXT:
+            return losses.text_sums(model.reasoner.logits(hidden), batch.text, batch.text_lengths)
+        # The Reasoner is frozen: nothing to differentiate.
+        return losses.dialogue_sums(model, batch.dialogue(jax.lax.stop_gradient(hidden)), draw)
+
+    def _count(self, batch, draw):
+        """What the loss of a whole batch is the mean over: frames per codebook [Q], or tokens [1]."""
+        if self.train_cfg.objective == TEXT:
+            return batch.text_lengths.sum()[None].astype(jnp.float32)
+        counts = losses.valid_frames(batch.frame_lengths, batch.frames.shape[1]).sum()
+        drawn = counts if draw is None else draw.counts.sum()
+        books = jnp.arange(batch.frames.shape[2])
+        return jnp.where(books == 0, counts, drawn).astype(jnp.float32)
+
+    def _share(self, sums, count):
+        """A microbatch's share of the loss."""
+        if self.train_cfg.objective == TEXT:
+            return losses.text_share(sums, count)
+        return losses.weighted(sums, count, self.train_cfg.decoder_weight)
+
+    def _metrics(self, sums):
+        if self.train_cfg.objective == TEXT:
+            return losses.text_metrics(sums)
+        return losses.metrics(sums, self.train_cfg.decoder_weight)
 
     def _train(self, state, frozen, batch):
         cfg = self.train_cfg
         draw = self._draw(state.step, batch)
-        counts = losses.valid_frames(batch.frame_lengths, batch.frames.shape[1]).sum()
-        drawn = counts if draw is None else draw.counts.sum()
-        books = batch.frames.shape[2]
-        count = jnp.where(jnp.arange(books) == 0, counts, drawn).astype(jnp.float32)
+        count = self._count(batch, draw)
 
         def share(params, batch, draw):
             sums = self._sums(params, frozen, batch, draw)
-            return losses.weighted(sums, count, cfg.decoder_weight), sums
+            return self._share(sums, count), sums
 
         gradient = jax.grad(share, has_aux=True)
         if cfg.accumulation == 1:
@@ -294,11 +320,11 @@ class Trainer:
             def add(total, part):
                 return jax.tree.map(jnp.add, total, gradient(state.params, *part)), None
 
-            zero = losses.Sums(*(jnp.zeros(books, jnp.float32) for _ in losses.Sums._fields))
+            zero = losses.Sums(*(jnp.zeros_like(count) for _ in losses.Sums._fields))
             start = (jax.tree.map(jnp.zeros_like, state.params), zero)
             (grads, sums), _ = jax.lax.scan(add, start, self._microbatches((batch, draw)))
 
-        metrics = losses.metrics(sums, cfg.decoder_weight)
+        metrics = self._metrics(sums)
         grad_norm = optax.global_norm(grads)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
         updates, opt_state = self._optimizer.update(grads, state.opt_state, state.params)
@@ -308,14 +334,12 @@ class Trainer:
         return new, metrics | dict(grad_norm=grad_norm, learning_rate=rate, finite=finite)
 
     def _eval(self, state, frozen, batch):
-        return losses.metrics(
-            self._sums(state.params, frozen, batch, None), self.train_cfg.decoder_weight
-        )
+        return self._metrics(self._sums(state.params, frozen, batch, None))
 
     def _draw(self, step, batch):
         """Frames for the Decoder's loss, drawn for the whole batch: the same whatever the accumulation or the mesh."""
         fraction = self.train_cfg.decoder_fraction
-        if fraction == 1:
+        if fraction == 1 or self.train_cfg.objective == TEXT:
             return None
         key = jax.random.fold_in(jax.random.key(self.train_cfg.seed), step)
         return losses.draw_frames(key, batch.frame_lengths, batch.frames.shape[1], fraction)
@@ -343,17 +367,30 @@ class Trainer:
                 f"{parts} shards of rows (mesh data x fsdp) times accumulation {accumulation}"
             )
 
+    def check_hidden(self, precomputed: bool) -> None:
+        """Raises ValueError for Reasoner states computed beforehand where the Reasoner trains."""
+        if precomputed and self.train_cfg.objective == TEXT:
+            raise ValueError(
+                f"objective {TEXT!r} trains the Reasoner, but the data holds Reasoner states computed beforehand: prepare it "
+                "without --precompute_hidden"
+            )
+
 
 def _in_training_dtypes(cfg: ChromaConfig, train_cfg: TrainConfig) -> ChromaConfig:
-    """`cfg` computing in compute_dtype, the Reasoner held in reasoner_dtype, Backbone and Decoder in float32."""
+    """`cfg` computing in compute_dtype, the frozen Reasoner held in reasoner_dtype, what trains in float32."""
     held = cfg.with_dtype(train_cfg.compute_dtype, "float32")
+    if train_cfg.objective == TEXT:
+        return held
     reasoner = cfg.with_dtype(train_cfg.compute_dtype, train_cfg.reasoner_dtype).reasoner
     return dataclasses.replace(held, reasoner=reasoner)
 
 
-def _with_remat(cfg: ChromaConfig, remat: str) -> ChromaConfig:
-    """`cfg` with what trains rematerialised; the frozen Reasoner has no gradient to keep anything for."""
-    replace = dataclasses.replace
+def _with_remat(cfg: ChromaConfig, train_cfg: TrainConfig) -> ChromaConfig:
+    """`cfg` with what trains rematerialised; the rest has no gradient to keep anything for."""
+    replace, remat = dataclasses.replace, train_cfg.remat
+    if train_cfg.objective == TEXT:
+        text = replace(cfg.reasoner.text, remat=remat)
+        return replace(cfg, reasoner=replace(cfg.reasoner, text=text))
     return replace(
         cfg,
         backbone=replace(cfg.backbone, llama=replace(cfg.backbone.llama, remat=remat)),

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chroma_jax.audio.mel import MelConfig, log_mel, mel_chunks
+from chroma_jax.audio.mel import MelConfig, MelStream, log_mel, mel_chunks
 from chroma_jax.audio.wav import AudioError, load_audio
 from chroma_jax.config import tiny
 
@@ -168,3 +168,44 @@ def test_features_of_the_chunks_are_the_features_of_the_clip(frames):
     audio = tiny().reasoner.audio
     _, lengths = mel_chunks([np.zeros((frames, 128), np.float32)], audio.chunk_frames)
     assert sum(audio.num_features(int(n)) for n in lengths) == audio.num_features(frames)
+
+
+@pytest.mark.parametrize(
+    "kind", ["speech", "one sample", "click at the end", "200", "201", "48001", "full"]
+)
+def test_a_clip_in_pieces_gives_the_same_features(kind):
+    config = MelConfig(max_seconds=10)
+    samples = clip(kind) if kind != "full" else clip("159990")
+    rng = np.random.default_rng(0)
+    stream = MelStream(config)
+    for piece in np.split(samples, np.sort(rng.integers(0, len(samples), 20))):
+        stream.push(piece)
+    before = stream.num_frames
+    # A frame is told as soon as its window is complete.
+    assert before == max(0, (len(samples) - 200) // 160 + 1) * (len(samples) > 200)
+    stream.finish()
+    np.testing.assert_array_equal(stream.features(0, stream.num_frames), log_mel(samples, config))
+
+
+def test_features_change_only_where_the_floor_rises_above_them():
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal(48000).astype(np.float32)
+    samples = noise * np.repeat([1e-5, 0.05, 1.0], 16000).astype(np.float32)
+    stream = MelStream()
+    stream.push(samples[:32000])
+    early = [stream.features(i, i + 50) for i in (0, 120)]
+    lowest = [stream.lowest(i, i + 50) for i in (0, 120)]
+    stream.push(samples[32000:])
+    stream.finish()
+    late = [stream.features(i, i + 50) for i in (0, 120)]
+    assert lowest[0] < stream.floor < lowest[1]
+    assert (early[0] != late[0]).any()
+    np.testing.assert_array_equal(early[1], late[1])
+
+
+def test_a_clip_that_becomes_too_long_is_refused():
+    stream = MelStream(MelConfig(max_seconds=1), name="call")
+    stream.push(np.zeros(16000))
+    with pytest.raises(AudioError, match="call: 1.0 s long, the longest"):
+        stream.push(np.zeros(1))
+    assert stream.num_samples == 16000

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from chroma_jax.audio import wav
-from chroma_jax.audio.wav import AudioError, check_output, load_audio, save_wav
+from chroma_jax.audio.wav import AudioError, AudioStream, check_output, load_audio, save_wav
 
 DATA = Path(__file__).parents[1] / "data"
 VOICE = DATA / "voice_librivox_0870.wav"
@@ -426,3 +426,16 @@ def test_a_file_without_permission(tmp_path):
     path.chmod(0)
     with pytest.raises(AudioError, match=r"q\.wav: cannot be read: Permission denied"):
         load_audio(path, 16000)
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 24000, 44100])
+def test_a_recording_in_pieces_is_the_same(rate):
+    rng = np.random.default_rng(0)
+    samples = (3000 * rng.standard_normal((40000, 2))).astype(np.int16)
+    stream, got = AudioStream(16000), []
+    for piece in np.split(samples, np.sort(rng.integers(2, 39000, 12))):
+        got.append(stream.push(piece, rate))
+    got.append(stream.finish())
+    np.testing.assert_array_equal(np.concatenate(got), load_audio((samples, rate), 16000))
+    with pytest.raises(AudioError, match=f"the rate was {rate} Hz, and is now 11025"):
+        stream.push(samples[:10], 11025)

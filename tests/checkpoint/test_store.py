@@ -16,11 +16,13 @@ from chroma_jax.checkpoint import (
     CheckpointError,
     Loaded,
     convert,
+    from_torch,
     load,
     load_converted,
     load_torch,
     params,
     save,
+    store,
 )
 from chroma_jax.checkpoint.store import groups, nest, unnest
 from chroma_jax.config import tiny
@@ -73,6 +75,32 @@ def test_loading_into_shardings_changes_no_number(converted, mesh, which, dtype)
     assert model.backbone.llama.layers.up[...].sharding == NamedSharding(
         mesh, P(None, "tensor", "fsdp")
     )
+
+
+@pytest.mark.parametrize("which", ["converted", "golden"])
+def test_of_some_stages_no_other_is_read(converted, mesh, which, monkeypatch):
+    source, read = (converted, []) if which == "converted" else (GOLDEN, [])
+
+    def spy(module, name, seen):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, **k: (read.extend(seen(*a)), real(*a, **k))[1])
+
+    spy(store, "read_params", lambda directory, wanted: wanted)
+    spy(from_torch, "read_leaf", lambda files, leaf, dtype: [leaf.path])
+    whole = params.flatten(load(source).model)
+    assert set(read) == set(whole)
+    read.clear()
+    cfg, model, _ = load(source, "bfloat16", cut(mesh), stages=["codec", "decoder"])
+    assert {path.split("/")[0] for path in read} == {"codec", "decoder"}
+    for path, leaf in params.flatten(model).items():
+        if path in read:
+            np.testing.assert_array_equal(leaf, whole[path].astype(leaf.dtype), err_msg=path)
+        else:
+            assert isinstance(leaf, jax.ShapeDtypeStruct)
+            assert leaf.shape == whole[path].shape
+    assert cfg == load(source, "bfloat16").config
+    with pytest.raises(ValueError, match="unknown stage 'coder'; the stages are reasoner, "):
+        load(source, stages=["coder"])
 
 
 @pytest.mark.parametrize("sharded", [False, True])

@@ -6,6 +6,7 @@ import os
 import pathlib
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ import pytest
 from corpus import OPTIONS, read_records, same, write_corpus
 
 from chroma_jax.audio.wav import load_audio
+from chroma_jax.checkpoint.torch_files import TorchFiles
 from chroma_jax.data import metadata as md
 from chroma_jax.data import shards
 from chroma_jax.data.manifest import read_manifest
@@ -123,6 +125,22 @@ def test_hidden_states_in_half_precision(tmp_path, clip, golden_dir, hidden_dir,
     for got, want in zip(read_records(tmp_path / "o"), read_records(hidden_dir), strict=False):
         assert got.hidden.dtype == jnp.bfloat16
         np.testing.assert_allclose(got.hidden.astype(np.float32), want.hidden, rtol=2**-8)
+
+
+@pytest.mark.parametrize("precompute", [False, True], ids=["codes", "states"])
+def test_only_what_runs_is_read(tmp_path, clip, golden_dir, one_device, monkeypatch, precompute):
+    names, read = [], TorchFiles.read
+
+    def spy(files, name, *rest, **more):
+        names.append(name)
+        return read(files, name, *rest, **more)
+
+    monkeypatch.setattr(TorchFiles, "read", spy)
+    manifest = write_corpus(tmp_path / "c", clip, 3)
+    options = dataclasses.replace(OPTIONS, precompute_hidden=precompute)
+    prepare(manifest, golden_dir, tmp_path / "o", options, devices=one_device)
+    stages = {"codec_model", "thinker"} if precompute else {"codec_model"}
+    assert {name.split(".")[0] for name in names} == stages
 
 
 def test_batches_over_eight_devices(tmp_path, clip, golden_dir, prepared):
@@ -416,13 +434,17 @@ def test_a_disk_that_fills_up(tmp_path, manifest, golden_dir):
     assert [f for f in os.listdir(tmp_path / "o") if "records" in f] == []
 
 
-@pytest.mark.slow
-def test_a_distributed_job(tmp_path, manifest, golden_dir, dataset_dir):
-    import socket
-
+@pytest.fixture
+def job():
+    """Flags of the processes of one job on this machine."""
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
+    return ("--distributed", f"--coordinator=localhost:{port}", "--num_processes=2")
+
+
+@pytest.mark.slow
+def test_a_distributed_job(tmp_path, manifest, golden_dir, dataset_dir, job):
     from chroma_jax.checkpoint import convert
 
     # Orbax checkpoints are read by all processes together, also by one that has nothing left to do.
@@ -432,20 +454,29 @@ def test_a_distributed_job(tmp_path, manifest, golden_dir, dataset_dir):
         f"--checkpoint={tmp_path / 'c'}",
         f"--out={tmp_path / 'o'}",
     ]
-    request += [*FLAGS, "--shard_size=3", "--num_processes=2"]
-    alone = command(*request, "--process_id=1")
+    request += [*FLAGS, "--shard_size=3"]
+    alone = command(*request, "--num_processes=2", "--process_id=1")
     _, errors = alone.communicate(timeout=300)
     assert alone.returncode == 0, errors
     assert "2 shards of other processes are missing" in errors
-    together = [
-        command(*request, "--distributed", f"--coordinator=localhost:{port}", f"--process_id={i}")
-        for i in range(2)
-    ]
+    together = [command(*request, *job, f"--process_id={i}") for i in range(2)]
     for process in together:
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
     for got, want in zip(read_records(tmp_path / "o"), read_records(dataset_dir), strict=True):
         same(got, want)
+
+
+@pytest.mark.slow
+def test_a_distributed_job_ends_together(tmp_path, golden_dir, clip, job):
+    bad = write_corpus(tmp_path / "c", clip, 4, row3={"answer_audio": "absent.wav"})
+    request = (f"--manifest={bad}", f"--checkpoint={golden_dir}", f"--out={tmp_path / 'o'}", *FLAGS)
+    both = [command(*request, *job, f"--process_id={i}") for i in range(2)]
+    said = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [2, 2]
+    assert "error: process 1 failed: " in said[0] and "Traceback" not in said[0] + said[1]
+    for text in said:
+        assert "1 bad rows, the first on line 4" in text.splitlines()[-1]
 
 
 def test_rows_differ(prepared):

@@ -282,3 +282,16 @@ def test_bad_questions_and_voices_are_named(golden, voice, tmp_path):
         golden.reply(Turn(text="hello"), voice=long_voice)
     with pytest.raises(ValueError, match="too long"):
         golden.reply(Turn(text="hello " * 1000), voice=voice)
+
+
+def test_layers_apart_say_the_same(golden, golden_dir, question_path, voice):
+    """The default on a CPU; the other tests of this file run stacks, the default elsewhere."""
+    apart = Chroma.from_pretrained(golden_dir)
+    assert isinstance(apart.model.backbone.llama.layers, nnx.List)
+    assert not isinstance(golden.model.backbone.llama.layers, nnx.List)
+    same(*(c.reply(question_path, voice=voice, max_seconds=2) for c in (apart, golden)))
+
+
+def test_unknown_arrangement_of_layers(golden_dir):
+    with pytest.raises(ValueError, match='layers must be "apart" or "stacked"'):
+        Chroma.from_pretrained(golden_dir, layers="piled")

@@ -27,6 +27,7 @@ def values(dataset, checkpoint, **changes) -> dict:
             trains=selection.STAGE_1, decoder_weight=0.5, compute_dtype="float32", reasoner_dtype="float32",
         ),
         steps=STEPS, save_every=3, eval_every=6, log_every=2, keep=2,
+        sample_every=0, num_samples=2, sample_seconds=0.8,
     )  # fmt: skip
     for key, value in changes.items():
         node = out

@@ -95,7 +95,7 @@ def test_a_write_that_fails_is_told(tmp_path, monkeypatch):
     with Checkpoints(tmp_path / "c", keep=1) as saved:
 
         def fail():
-            raise RuntimeError("No space left on device\nlong story")
+            raise RuntimeError("Failed writing: x: No space left on device [os_error]\nlong story")
 
         monkeypatch.setattr(saved._checkpointer, "wait", fail)
         with pytest.raises(OSError, match="could not be written to .*: No space left on device$"):

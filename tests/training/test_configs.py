@@ -28,14 +28,15 @@ def test_a_configuration_builds(path):
     trainer = build(config.model.sizes(), config.train)
     summary = trainer.summary()
     assert "total trained" in summary
-    assert all(rule.startswith("reasoner") is False for rule in trainer.selection.paths(TRAIN))
+    trained = {path.split("/")[0] for path in trainer.selection.paths(TRAIN)}
+    assert ("reasoner" in trained) == (path.stem == "debug_reasoner")
     trainer.check_rows(8 * trainer.train_cfg.accumulation)
     text = path.read_text()
     assert f"--config=configs/{path.name} --workdir=" in text.split('"""')[1]
 
 
-def test_there_are_four():
-    names = ["chroma_4b", "chroma_4b_lora", "chroma_4b_stage2", "debug"]
+def test_there_are_five():
+    names = ["chroma_4b", "chroma_4b_lora", "chroma_4b_stage2", "debug", "debug_reasoner"]
     assert [path.stem for path in FILES] == names
 
 
@@ -67,7 +68,7 @@ def changed(**changes):
 def test_a_stage_alone_is_what_the_run_holds():
     config = changed()
     assert RunConfig.from_dict(config).train == TrainConfig.from_dict(config["train"])
-    assert RunConfig.from_dict(config).to_dict()["train"]["optimizer"]["learning_rate"] == 1e-2
+    assert RunConfig.from_dict(config).to_dict()["train"]["optimizer"]["learning_rate"] == 5e-3
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,10 @@ def test_a_stage_alone_is_what_the_run_holds():
         (dict(workdir="x"), "unknown key workdir; known are model, data, train"),
         (dict(data__rows=3), "unknown key data.rows"),
         (dict(train__lr=1.0), "unknown key train.lr"),
-        (dict(model__size="huge"), "model.size must be one of tiny, chroma_4b, got 'huge'"),
+        (
+            dict(model__size="huge"),
+            "model.size must be one of tiny, debug, chroma_100m, chroma_4b, got 'huge'",
+        ),
         (dict(model__start="new"), "model.start must be one of checkpoint, random, got 'new'"),
         (dict(data__batch_size=0), "data.batch_size must be at least 1, got 0"),
         (dict(data__max_frames=0), "data.max_frames must be at least 1, got 0"),
@@ -84,7 +88,7 @@ def test_a_stage_alone_is_what_the_run_holds():
         (dict(steps=0), "steps must be at least 1, got 0"),
         (dict(steps=1.5), "steps must be int, got 1.5"),
         (dict(log_every=0), "log_every must be at least 1"),
-        (dict(steps=10_000), "steps 10000 go beyond train.optimizer.total_steps 100"),
+        (dict(steps=10_000), "steps 10000 go beyond train.optimizer.total_steps 220"),
     ],
 )
 def test_errors_name_the_key(changes, message):

@@ -1,0 +1,351 @@
+"""How soon the first sound comes, how fast speech is made, and how many streams a device keeps in real time.
+
+    python benchmarks/latency.py --size=chroma_4b --out=out/bench
+
+The first table has the layout of the paper's table 4 (one stream, a reply of 38.8 s): the stages as programs of their own, then the
+whole. What the paper leaves out follows: from the end of the question to the first sound on the host (features, prefill, first
+beat), the real-time factor with and without the Codec, compilation, memory, more streams, longer replies, longer questions. Every
+beat ends with its samples on the host. Text goes on through the whole reply, the dearest case, unless --text says otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import traceback
+
+import common
+import jax
+import numpy as np
+import stages
+from common import Live, Report, Subject, Times
+
+from chroma_jax.generation import runtime
+
+REAL_TIME = 0.160  # seconds: the sound of a beat
+
+
+def milliseconds(seconds: float) -> float:
+    return round(1e3 * seconds, 3)
+
+
+def start_up(subject: Subject, report: Report, args: argparse.Namespace) -> None:
+    """Compilation: the first reply of a process against the second."""
+    prompt = common.make_prompt(subject.config, 1, args.question, args.voice)
+    frames = 2 * common.count_beats(subject.config, args.reply)
+
+    def reply() -> tuple[float, float]:
+        start = time.perf_counter()
+        live = Live(subject, prompt, frames)
+        jax.block_until_ready(live.state)
+        heard = time.perf_counter()
+        live.beat()
+        return heard - start, time.perf_counter() - heard
+
+    cold, warm = reply(), reply()
+    cache = jax.config.jax_compilation_cache_dir
+    what, peak = common.peak_memory()
+    report.table(
+        "Start-up",
+        [
+            {
+                "weights made or loaded, s": subject.load_seconds,
+                "weights, GB": common.weight_bytes(subject.model) / 1e9,
+                "prefill: compile and run, s": cold[0],
+                "beat: compile and run, s": cold[1],
+                "second prefill, s": warm[0],
+                "second beat, s": warm[1],
+                f"peak {what}, GB": peak / 1e9,
+            }
+        ],
+        f"Compilation cache: {cache or 'none'}.",
+    )
+
+
+def first_sound(subject: Subject, report: Report, args: argparse.Namespace) -> None:
+    """From the end of the question to the first samples on the host."""
+    # Numbers as a microphone gives them: the features are part of the time.
+    from chroma_jax.audio.mel import MelConfig, log_mel
+
+    config = subject.config
+    wave = np.random.default_rng(0).standard_normal(round(16000 * args.question)).astype(np.float32)
+    mel = MelConfig(num_mel_bins=config.reasoner.audio.num_mel_bins)
+    prompt = common.make_prompt(config, 1, args.question, args.voice)
+    frames = 2 * common.count_beats(config, args.reply)
+    parts: dict[str, Times] = {
+        "features": Times(),
+        "prefill": Times(),
+        "beat": Times(),
+        "all": Times(),
+    }
+    for i in range((2 if args.quick else 20) + 1):
+        start = time.perf_counter()
+        log_mel(wave * 0.1, mel)
+        heard = time.perf_counter()
+        live = Live(subject, prompt, frames)
+        jax.block_until_ready(live.state)
+        ready = time.perf_counter()
+        live.beat()
+        end = time.perf_counter()
+        if i:  # the first one compiles
+            for name, seconds in zip(parts, (heard - start, ready - heard, end - ready, end - start), strict=True):  # fmt: skip
+                parts[name].append(seconds)
+    names = {"features": "log-mel on the host", "prefill": "question and voice heard", "beat": "first beat, with sound",
+             "all": "end of question to first sound"}  # fmt: skip
+    report.table(
+        f"First sound after a question of {args.question:g} s, a voice of {args.voice:g} s",
+        [
+            {"what": names[k], "median, ms": milliseconds(t.median), "p95, ms": milliseconds(t.p95)}
+            for k, t in parts.items()
+        ],
+        f"{len(parts['all'])} times. The question is heard only when it has ended, and the voice's codes are known.",
+    )
+
+
+def table_4(subject: Subject, report: Report, args: argparse.Namespace) -> None:
+    """The stages, and the whole, of one reply."""
+    config, model = subject.config, subject.model
+    prompt = common.make_prompt(config, 1, args.question, args.voice)
+    beats = common.count_beats(config, args.reply)
+    repeats = 3 if args.quick else 20
+    live = Live(subject, prompt, 2 * beats, grow=False)
+    state = live.state
+    sizes = live.room.limits
+    middle = state._replace(
+        reasoner=state.reasoner._replace(length=state.reasoner.length + beats // 2),
+        backbone=state.backbone._replace(length=state.backbone.length + 2 * beats),
+    )
+    hear = jax.jit(stages.reasoner_first, static_argnums=2)
+    take = jax.jit(stages.backbone_first, static_argnums=2)
+    firsts = {
+        "Reasoner": common.timed(hear, model, prompt, sizes.reasoner, repeats=repeats).median,
+        "Backbone": common.timed(take, model, prompt, sizes.backbone, repeats=repeats).median,
+    }
+    rows, together = [], 0.0
+    for stage in stages.make(model, middle):
+        step = jax.jit(stage.step)
+        seconds = common.timed(step, model, stage.state, repeats=repeats).median
+        each = seconds / stage.per_beat
+        count = beats * stage.per_beat
+        first = firsts.get(stage.name, each)
+        total = first + (count - 1) * each
+        together += total
+        rows.append(
+            {
+                "stage": stage.name,
+                "unit": stage.unit,
+                "first, ms": milliseconds(first),
+                "average, ms": milliseconds(each),
+                "count": count,
+                "total, s": total,
+                "real-time factor": total / args.reply,
+            }
+        )
+
+    def whole(name: str, first: float | None, total: float) -> None:
+        rows.append(
+            {
+                "stage": name,
+                "unit": "frame",
+                "first, ms": first and milliseconds(first),
+                "average, ms": milliseconds(total / 2 / beats),
+                "count": 2 * beats,
+                "total, s": total,
+                "real-time factor": total / args.reply,
+            }
+        )
+
+    for name, audio in (("Overall, one beat per call", True), ("Overall without the Codec", False)):
+        for _ in range(2):  # the first time compiles
+            start = time.perf_counter()
+            live = Live(subject, prompt, 2 * beats, audio=audio, grow=False)
+            live.beat()
+            first = time.perf_counter() - start
+            live.run(beats - 1, round(args.text * beats))
+            total = time.perf_counter() - start
+        whole(name, first, total)
+    calls = -(-beats // runtime.BEATS_PER_CALL)
+    for _ in range(2):
+        start = time.perf_counter()
+        state = Live(subject, prompt, 2 * beats, grow=False).state
+        for _ in range(calls):
+            state, out = runtime.decode(subject.held, state, runtime.BEATS_PER_CALL)
+            jax.device_get(out)
+        total = time.perf_counter() - start
+    scale = beats / (calls * runtime.BEATS_PER_CALL)
+    whole(f"Overall, {runtime.BEATS_PER_CALL} beats per call", None, total * scale)
+    report.table(
+        f"One stream, a reply of {args.reply:g} s (layout of the paper's table 4)",
+        rows,
+        f"Text in {args.text:.0%} of the beats. Stages are programs of their own, at the middle of the reply; together they would take "
+        f"{together:.3g} s. First: of the Reasoner the question heard, of the Backbone the voice and the first pair; overall, "
+        "from the question's features to the first samples on the host. Caches have their final size from the start.",
+    )
+
+
+def streams(subject: Subject, report: Report, args: argparse.Namespace) -> None:
+    """A batch of 1 to 128 streams: how long a beat of all of them takes."""
+    prompt = common.make_prompt(subject.config, 1, args.question, args.voice)
+    frames = 2 * common.count_beats(subject.config, args.reply)
+    title, rows, most = f"Streams in one batch, caches for replies of {args.reply:g} s", [], 0
+    counts = args.streams or ([1, 2, 4] if args.quick else [1, 2, 4, 8, 16, 32, 64, 128])
+    for count in counts:
+        if report.out_of_time():
+            break
+        state = live = None  # the one before need not be kept
+        try:
+            live = Live(subject, prompt, frames, grow=False)
+            state = common.widen(live.state, count)
+            start = time.perf_counter()
+            state, out = runtime.beat(subject.held, state)
+            jax.block_until_ready(out)
+            first = time.perf_counter() - start
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            print(f"{count} streams do not fit the memory", flush=True)
+            continue
+        times = Times()
+        for _ in range(min(5 if args.quick else 40, frames // 2 - 1)):
+            start = time.perf_counter()
+            state, out = runtime.beat(subject.held, state)
+            jax.device_get(out)
+            times.append(time.perf_counter() - start)
+        what, peak = common.peak_memory()
+        caches = sum(c.k.nbytes + c.v.nbytes for c in (state.reasoner, state.backbone))
+        rows.append(
+            {
+                "streams": count,
+                "beat, median ms": milliseconds(times.median),
+                "beat, p95 ms": milliseconds(times.p95),
+                "seconds of sound per second": count * REAL_TIME / times.median,
+                "real time": "yes" if times.p95 < REAL_TIME else "no",
+                "caches, GB": caches / 1e9,
+                f"peak {what} so far, GB": peak / 1e9,
+                "compile, s": first,
+            }
+        )
+        report.keep(title, rows)
+        most = max(most, count if times.p95 < REAL_TIME else 0)
+        if times.p95 > 2 * REAL_TIME:
+            break
+    report.table(
+        title,
+        rows,
+        f"Real time: 95 % of the beats take less than their own {1e3 * REAL_TIME:.0f} ms. Most streams of these in real time: {most}. "
+        "All streams have text in every beat.",
+    )
+
+
+def replies(subject: Subject, report: Report, args: argparse.Namespace) -> None:
+    """Replies of 5 to 80 s: what a beat costs at their beginning and at their end."""
+    config = subject.config
+    prompt = common.make_prompt(config, 1, 2.0, 2.0)
+    rows = []
+    for seconds in args.replies or ([0.5, 1] if args.quick else [5, 10, 20, 40, 80]):
+        if report.out_of_time():
+            break
+        beats = common.count_beats(config, seconds)
+        room = config.backbone.llama.max_positions - int(prompt.voice_id_lengths[0] + prompt.voice_frame_lengths[0]) - 8  # fmt: skip
+        text_beats = min(beats, (room - 2 * beats) // 2)  # pairs of text that the context holds
+        Live(subject, prompt, 2 * beats).run(beats, text_beats)
+        live = Live(subject, prompt, 2 * beats)
+        jax.block_until_ready(live.state)
+        times = live.run(beats, text_beats)
+        tenth = max(1, min(beats, text_beats) // 10)
+        text = times[:text_beats]
+        rows.append(
+            {
+                "reply, s": seconds,
+                "beats": beats,
+                "with text": text_beats,
+                "per frame, median ms": milliseconds(times.median / 2),
+                "first tenth, ms": milliseconds(Times(text[:tenth]).median / 2),
+                "last tenth with text, ms": milliseconds(Times(text[-tenth:]).median / 2),
+                "beat, p95 ms": milliseconds(times.p95),
+                "real-time factor": sum(times) / seconds,
+                "caches at the end": f"{live.state.reasoner.size} and {live.state.backbone.size}",
+            }
+        )
+        report.keep("Longer replies, one stream", rows)
+    report.table(
+        "Longer replies, one stream", rows,
+        "A second run of each, so that the programs of all cache sizes are there. A context of 2048 positions does not hold 80 s with "
+        "text in every beat.",
+    )  # fmt: skip
+
+
+def questions(subject: Subject, report: Report, args: argparse.Namespace) -> None:
+    """Questions of 2 to 32 s: the prefill alone."""
+    rows = []
+    for seconds in args.questions or ([1, 2] if args.quick else [2, 4, 8, 16, 32]):
+        if report.out_of_time():
+            break
+        prompt = common.make_prompt(subject.config, 1, seconds, args.voice)
+        prompt = jax.device_put(prompt)
+
+        def prefill(prompt=prompt):
+            return Live(subject, prompt, 64).state
+
+        times = common.timed(prefill, repeats=2 if args.quick else 10)
+        positions, padded = int(prompt.lengths[0]), prompt.ids.shape[1]
+        rows.append(
+            {
+                "question, s": seconds,
+                "positions": positions,
+                "padded to": padded,
+                "prefill, median ms": milliseconds(times.median),
+                "p95 ms": milliseconds(times.p95),
+                "ms per 100 positions run": milliseconds(100 * times.median / padded),
+            }
+        )
+        report.keep("Longer questions, one stream", rows)
+    report.table(
+        "Longer questions, one stream", rows, "The voice of the same length is heard with each."
+    )
+
+
+PARTS = {f.__name__: f for f in (start_up, first_sound, table_4, streams, replies, questions)}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Prints the tables and writes DIR/latency.json as they come."""
+    parser = common.parser(__doc__)
+    numbers = dict(type=lambda text: [float(x) for x in text.split(",")], metavar="X,Y,...")
+    parser.add_argument("--question", type=float, help="its seconds")
+    parser.add_argument("--voice", type=float, help="its seconds")
+    parser.add_argument("--reply", type=float, help="its seconds")
+    parser.add_argument(
+        "--text", type=float, default=1.0, help="the share of a reply's beats with a text token"
+    )
+    parser.add_argument(
+        "--streams", type=lambda t: [int(x) for x in t.split(",")], metavar="N,M,..."
+    )
+    parser.add_argument("--replies", **numbers, help="seconds")
+    parser.add_argument("--questions", **numbers, help="seconds")
+    parser.add_argument("--only", choices=PARTS, action="append", help="this part alone")
+    args = parser.parse_args(argv)
+    usual = dict(question=2.0, voice=2.0, reply=3.2) if args.quick else dict(question=8.0, voice=8.0, reply=38.8)  # fmt: skip
+    for name, value in usual.items():
+        setattr(args, name, value if getattr(args, name) is None else getattr(args, name))
+    subject = common.open_subject(args)
+    report = Report("latency", args, model=subject.name, notes=subject.notes)
+    failed = []
+    for name, part in PARTS.items():
+        if args.only and name not in args.only:
+            continue
+        if report.out_of_time():
+            report.table(name, [], "no time was left for it")
+            continue
+        try:
+            part(subject, report, args)
+        except Exception as error:  # out of memory, say: the other parts are still worth having
+            traceback.print_exc()
+            report.table(name, [], f"failed: {type(error).__name__}: {str(error)[:300]}")
+            failed.append(name)
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""One request, checked and ready for the device, whether its question is an array or was heard while it was spoken."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from chroma_jax.audio.chat import Conversation
+from chroma_jax.audio.prompt import Processor, Question, VoiceArrays
+from chroma_jax.config import ChromaConfig
+from chroma_jax.generation import caches, runtime
+from chroma_jax.generation.caches import CacheSizes, Room
+from chroma_jax.generation.sampling import Sampling, controls
+from chroma_jax.generation.state import BeatState, Prompt
+from chroma_jax.generation.voice import VOICE_RATE, Voice
+from chroma_jax.model import kv_cache
+from chroma_jax.model.chroma import ChromaModel
+from chroma_jax.model.held import Held
+from chroma_jax.model.kv_cache import KVCache
+from chroma_jax.schedule import voice_length
+
+resized = jax.jit(kv_cache.resized, static_argnums=1)
+
+
+class Heard(NamedTuple):
+    """A question that the Reasoner has heard to its end."""
+
+    hidden: jax.Array  # [1, D], H_0
+    cache: KVCache  # the Reasoner's; given away to the reply
+    length: int  # positions
+
+
+class Request(NamedTuple):
+    """A reply to be made: a batch of one."""
+
+    question: Prompt | Heard  # a Prompt on the host, without the voice
+    voice: KVCache  # `beat.hear_voice`
+    voice_length: int  # positions
+    max_frames: int
+    sampling: Sampling
+    seed: int
+
+    @property
+    def question_length(self) -> int:
+        """Positions of the question, its padding included where it has some."""
+        return (
+            self.question.length if isinstance(self.question, Heard) else self.question.ids.shape[1]
+        )
+
+    def room(self, config: ChromaConfig, *, grow: bool = True) -> Room:
+        """Room for this reply alone."""
+        lengths = self.question_length, self.voice_length
+        room = Room(caches.final_sizes(config, *lengths, self.max_frames), 1, grow=grow)
+        room.enter(0, *lengths)
+        return room
+
+    def begin(
+        self, model: ChromaModel | Held, sizes: CacheSizes, always: Collection[str] = ()
+    ) -> BeatState:
+        """The state before the first beat, with caches of these sizes; `always` as for `sampling.controls`."""
+        chosen = (
+            controls([self.sampling], always),
+            runtime.keys([self.seed]),
+            np.array([self.max_frames], np.int32),
+        )
+        if isinstance(self.question, Heard):
+            hidden, cache, _ = self.question
+            if cache.size != sizes.reasoner:
+                cache = resized(cache, sizes.reasoner)
+            return runtime.start(
+                model, None, cache, hidden, *chosen, backbone_size=sizes.backbone, voice=self.voice
+            )
+        return runtime.prefill(
+            model,
+            self.question,
+            *chosen,
+            reasoner_size=sizes.reasoner,
+            backbone_size=sizes.backbone,
+            voice=self.voice,
+        )
+
+
+def check_request(
+    processor: Processor,
+    question: Conversation,
+    voice: Voice,
+    max_seconds: float | None = None,
+    system_prompt: str | None = None,
+) -> tuple[Question, VoiceArrays, int]:
+    """Everything about a request that can be wrong, found without the model: arrays of question and voice, most frames.
+
+    Arguments and errors as those of `Chroma.reply`.
+    """
+    arrays, positions = check_voice(processor, voice)
+    asked = processor.question(question, system_prompt=system_prompt)
+    return asked, arrays, runtime.max_frames_of(processor.config, max_seconds, positions)
+
+
+def check_voice(processor: Processor, voice: Voice) -> tuple[VoiceArrays, int]:
+    """The arrays of a voice, and its positions in the Backbone's sequence. Raises ValueError for what is no voice or too long a one."""
+    if not isinstance(voice, Voice):
+        raise ValueError(
+            f"voice must be a Voice(audio, transcript), got {type(voice).__name__}: "
+            "Chroma speaks in the voice of a reference recording"
+        )
+    arrays = voice_arrays(processor, voice)
+    frames = -(-len(arrays.wave) // processor.config.codec.frame_samples)
+    return arrays, voice_length(len(arrays.ids), frames)
+
+
+def voice_arrays(processor: Processor, voice: Voice) -> VoiceArrays:
+    """The arrays of a voice. Raises ValueError as `Processor.voice_arrays`."""
+    return processor.voice_arrays((voice.wave, VOICE_RATE), voice.text)
+
+
+def check_seed(seed: int) -> int:
+    """The seed as an int. Raises ValueError for what is no seed."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, got {seed!r}")
+    return int(seed)
