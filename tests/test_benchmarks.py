@@ -120,7 +120,7 @@ def test_peers(quick):
     flags = ("--frames=4", "--rounds=1", "--threads=1")
     (table,) = quick("peers", *flags).values()
     assert "did not run" not in table["note"]
-    assert len(table["rows"]) == 4
+    assert len(table["rows"]) == 5
     assert all(row["median, ms"] > 0 for row in table["rows"])
 
 

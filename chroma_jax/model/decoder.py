@@ -64,24 +64,28 @@ class Decoder(nnx.Module):
         """
         batch, books = hidden.shape[0], self.cfg.num_codebooks
 
-        # One body for all codes, so that it compiles once: the first takes [h, emb_0], the others [emb_k, nothing].
-        def next_code(carry, book):
-            cache, code, state = carry
-            is_first = book == 1
-            e = embed(code, book - 1).astype(state.dtype)
-            x = jnp.where(is_first, jnp.stack([state, e], axis=1), jnp.stack([e, state], axis=1))
-            count = jnp.where(is_first, 2, 1)
-            positions = self._positions(batch, jnp.where(is_first, 0, book), 2)
-            y, cache = self.llama.step(
-                self._project(x), cache, jnp.full((batch,), count), positions
-            )
-            logits = project_float32(y[:, count - 1], self.heads[...][book - 1])
-            code = choose(book, logits)
-            return (cache, code, state), (code, logits)
+        def step(x, cache, first, book):
+            """The next places [B, T, D] of the sequence, from place `first` on: the cache, and logits of codebook `book`."""
+            positions = self._positions(batch, first, x.shape[1])
+            y, cache = self.llama.step(self._project(x), cache, None, positions)
+            return cache, project_float32(y[:, -1], self.heads[...][book - 1])
 
-        carry = (self.llama.init_state(batch, books), code0, hidden)
-        _, (codes, logits) = jax.lax.scan(next_code, carry, jnp.arange(1, books))
-        return jnp.concatenate([code0[:, None], codes.T], axis=1), jnp.moveaxis(logits, 0, 1)
+        # [h, emb_0] -> code 1, then one place a code, in one body that compiles once.
+        state = hidden[:, None]
+        x = jnp.concatenate([state, embed(code0, 0)[:, None].astype(state.dtype)], axis=1)
+        cache, first_logits = step(x, self.llama.init_state(batch, books), 0, 1)
+        code1 = choose(1, first_logits)
+
+        def next_code(carry, book):
+            cache, code = carry
+            x = embed(code, book - 1)[:, None].astype(state.dtype)
+            cache, logits = step(x, cache, book, book)
+            code = choose(book, logits)
+            return (cache, code), (code, logits)
+
+        _, (codes, logits) = jax.lax.scan(next_code, (cache, code1), jnp.arange(2, books))
+        frame = jnp.concatenate([code0[:, None], code1[:, None], codes.T], axis=1)
+        return frame, jnp.concatenate([first_logits[None], logits]).swapaxes(0, 1)
 
     def _positions(self, batch: int, first: int | jax.Array, count: int) -> jax.Array:
         """Rotary positions [B, count] of the sequence's places first..first+count-1."""
