@@ -21,6 +21,9 @@ from chroma_jax.model.layers import normal, zeros
 
 PAD_MODES = ("constant", "replicate")
 
+# Input times output channels up to which a sum of products is faster than XLA's convolution on CPUs (1.3 to 3 times).
+_FEW_CHANNELS = 32
+
 
 class ConvState(NamedTuple):
     """What a convolution remembers of its input."""
@@ -99,17 +102,33 @@ class StreamingConv1d(nnx.Module):
         if self.pad_mode == "replicate":
             past = jnp.where(state.started[:, None, None], past, x[:, :1])
         seen = jnp.concatenate([past, x], axis=1)
-        y = jax.lax.conv_general_dilated(
-            seen,
-            self.kernel[...].astype(self.dtype),
-            window_strides=(self.stride,),
-            padding="VALID",
-            rhs_dilation=(self.dilation,),
-            dimension_numbers=("NHC", "HIO", "NHC"),
-        )
+        y = self._convolve(seen, self.kernel[...].astype(self.dtype))
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype)
         return y, ConvState(seen[:, x.shape[1] :], jnp.ones_like(state.started))
+
+    def _convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        def whole(x, kernel):
+            return jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                window_strides=(self.stride,),
+                padding="VALID",
+                rhs_dilation=(self.dilation,),
+                dimension_numbers=("NHC", "HIO", "NHC"),
+            )
+
+        if kernel[0].size > _FEW_CHANNELS:
+            return whole(x, kernel)
+
+        def by_taps(x, kernel):
+            end = x.shape[1] - (len(kernel) - 1) * self.dilation
+            starts = (tap * self.dilation for tap in range(len(kernel)))
+            return sum(
+                x[:, s : s + end : self.stride] @ w for s, w in zip(starts, kernel, strict=True)
+            )
+
+        return jax.lax.platform_dependent(x, kernel, cpu=by_taps, default=whole)
 
     def _pad_rows(self, x: jax.Array, lengths: jax.Array | None) -> jax.Array:
         """Puts each row's right padding where the row ends. At stride 1 no output looks beyond its own position."""
