@@ -2,7 +2,7 @@
 
     python benchmarks/all.py --size=chroma_4b --out=out/bench
 
-Latency, roofline, the goldens on the device, training: each in a process of its own, so that one that fails or hangs takes nothing
+Latency, roofline, the goldens on the device, a new process's first sound, training: each in a process of its own, so that one that fails or hangs takes nothing
 else with it. Tables are printed and JSON is written as they come; DIR/all.json says how each part ended. It needs jax, flax, numpy,
 optax and what loading a checkpoint needs; torch only for --peers. The exit code is 1 if a part failed.
 """
@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,9 +22,13 @@ import time
 HERE = pathlib.Path(__file__).resolve().parent
 # Part: (share of the time, arguments). Points that matter most come first in each.
 PARTS = {
-    "latency": (0.5, ["--streams=1,64,128,8,32", "--replies=5,40,80", "--questions=2,8,32"]),
+    "latency": (
+        0.5,
+        ["--streams=1,64,128,8,32", "--spoken=8,30", "--replies=5,40,80", "--questions=2,8,32"],
+    ),
     "roofline": (0.15, []),
     "parity": (0.15, []),
+    "start_up": (0.15, ["--repeats=1"]),
     "training": (0.2, []),
 }
 
@@ -39,7 +44,7 @@ def command(part: str, extra: list[str], args: argparse.Namespace, seconds: floa
     options = [which, f"--out={args.out}", f"--budget={0.7 * seconds:.0f}"]
     if args.dtype:
         options.append(f"--dtype={args.dtype}")
-    if part in ("latency", "roofline"):
+    if part in ("latency", "roofline", "start_up"):
         options.append(f"--layers={args.layers}")
         options += [f"--quantize={args.quantize}"] if args.quantize else []
     return [*program, *options, *(["--quick"] if args.quick else extra)]
@@ -49,11 +54,17 @@ def run(part: str, call: list[str], seconds: float, environment: dict[str, str])
     """Runs a part, its output passed on; how it ended."""
     print(f"\n# {part}: {' '.join(call)}\n", flush=True)
     start = time.monotonic()
+    # A group of its own, so that what the part itself has started ends with it.
+    process = subprocess.Popen(call, env=environment, cwd=HERE.parent, start_new_session=True)
     try:
-        code = subprocess.run(call, timeout=seconds, env=environment, cwd=HERE.parent).returncode
+        code = process.wait(timeout=seconds)
         ended = "done" if code == 0 else f"failed with exit code {code}"
     except subprocess.TimeoutExpired:
         ended = f"stopped after {seconds:.0f} s; what it had measured is kept"
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     took = time.monotonic() - start
     print(f"\n{part}: {ended}, {took:.0f} s", flush=True)
     return {"part": part, "ended": ended, "seconds": round(took, 1), "command": call[1:]}
@@ -69,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"))
     parser.add_argument("--quantize", choices=("int8", "fp8"))
     parser.add_argument("--layers", choices=("apart", "stacked"), default="stacked",
-                        help="of latency and roofline: stacked compiles much sooner")  # fmt: skip
+                        help="of latency, roofline and start_up: stacked compiles much sooner")  # fmt: skip
     parser.add_argument("--out", type=pathlib.Path, required=True, help="a folder for the results")
     parser.add_argument("--seconds", type=float, default=570.0, help="for everything together")
     parser.add_argument("--quick", action="store_true", help="few repeats, few points")

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 if importlib.util.find_spec("chroma_jax") is None:
@@ -34,7 +34,7 @@ from flax import nnx  # noqa: E402
 
 from chroma_jax import schedule  # noqa: E402
 from chroma_jax.audio.batch import Inputs, normalize_inputs  # noqa: E402
-from chroma_jax.config import ChromaConfig, presets  # noqa: E402
+from chroma_jax.config import ChromaConfig, LlamaConfig, presets  # noqa: E402
 from chroma_jax.generation import caches, runtime  # noqa: E402
 from chroma_jax.generation.sampling import Sampling  # noqa: E402
 from chroma_jax.generation.state import BeatState, Prompt, row_axis  # noqa: E402
@@ -42,11 +42,17 @@ from chroma_jax.model.chroma import ChromaModel, abstract_model  # noqa: E402
 from chroma_jax.model.held import Held, held  # noqa: E402
 from chroma_jax.model.unstacked import arranged  # noqa: E402
 
+if TYPE_CHECKING:
+    from chroma_jax import Chroma, Voice
+
 SIZES = {"tiny": presets.tiny, "chroma_100m": presets.chroma_100m, "chroma_4b": presets.chroma_4b}
 FORCED = (
     "Text and speech are chosen greedily. The replies' lengths are forced: the weights of the heads are changed so that neither the "
     "end of the text nor the stop frame can be the likeliest, and the text is ended from outside where a table says so."
 )
+
+
+CHAT_TOKENS = 45  # of the chat format around a spoken question, with the default system prompt
 
 
 class Subject(NamedTuple):
@@ -58,6 +64,7 @@ class Subject(NamedTuple):
     load_seconds: float
     notes: str
     held: Held  # the model as the programs of every beat are given it
+    directory: str | None = None  # of a checkpoint: its tokenizer is there
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
@@ -86,12 +93,13 @@ def parser(doc: str) -> argparse.ArgumentParser:
 def open_subject(args: argparse.Namespace, *, force: bool = True) -> Subject:
     """The model of --size or --checkpoint. Random weights are made on the device in their own dtype, never on the host."""
     dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    start = time.perf_counter()
+    start, directory = time.perf_counter(), None
     if args.checkpoint:
         from chroma_jax.checkpoint import load  # needs orbax and safetensors
 
         loaded = load(args.checkpoint, dtype=dtype)
         name, config, model = args.checkpoint, loaded.config, loaded.model
+        directory = loaded.directory
         notes = f"{dtype}. "
     else:
         name, config = args.size, SIZES[args.size]().with_dtype(dtype)
@@ -110,7 +118,40 @@ def open_subject(args: argparse.Namespace, *, force: bool = True) -> Subject:
         notes = f"Layers {args.layers}. {notes}"
     jax.block_until_ready(jax.tree.leaves(model))
     seconds = time.perf_counter() - start
-    return Subject(name, config, model, seconds, notes, held(model))
+    return Subject(name, config, model, seconds, notes, held(model), directory)
+
+
+def chroma_of(subject: Subject) -> tuple[Chroma, dict[str, str]]:
+    """The library's `Chroma` of the subject, and what its questions are to be given besides.
+
+    Without a checkpoint the tokenizer is of bytes, and a shorter system prompt gives chat of as many tokens as a real one does.
+    """
+    from chroma_jax import Chroma
+    from chroma_jax.audio.mel import MelConfig
+    from chroma_jax.audio.prompt import Processor
+    from chroma_jax.audio.tokenizer import tiny_tokenizer
+
+    config = subject.config
+    if subject.directory:
+        return Chroma(subject.model, Processor.load(config, subject.directory)), {}
+    mel = MelConfig(num_mel_bins=config.reasoner.audio.num_mel_bins)
+    processor = Processor(config=config, tokenizer=tiny_tokenizer(config), mel=mel)
+    around = processor.open_question((), None, ".")
+    missing = CHAT_TOKENS - len(around.before.ids) - len(around.after)
+    return Chroma(subject.model, processor), {"system_prompt": "." * (1 + max(0, missing))}
+
+
+def noise(seconds: float, rate: int, seed: int = 0) -> np.ndarray:
+    """A sound of that length."""
+    rng = np.random.default_rng(seed)
+    return 0.1 * rng.standard_normal(round(rate * seconds), np.float32)
+
+
+def noise_voice(seconds: float, seed: int = 0) -> Voice:
+    """A voice of that length, with 4 tokens of transcript a second where tokens are bytes."""
+    from chroma_jax import Voice
+
+    return Voice((noise(seconds, 24000, seed), 24000), "." * max(1, round(4 * seconds)))
 
 
 def hashed_model(config: ChromaConfig) -> ChromaModel:
@@ -164,12 +205,12 @@ def end_text(config: ChromaConfig, state: BeatState) -> BeatState:
 def make_prompt(
     config: ChromaConfig, rows: int = 1, question_seconds: float = 8.0, voice_seconds: float = 8.0
 ) -> Prompt:
-    """Random questions and voices, padded as the library pads: 45 tokens of chat around 25 a second of sound, 4 of transcript."""
+    """Random questions and voices, padded as the library pads: tokens of chat around 25 a second of sound, 4 of transcript."""
     rng = np.random.default_rng(0)
     reasoner, audio, codec = config.reasoner, config.reasoner.audio, config.codec
     words = min(reasoner.audio_token_id, config.im_end_token_id, 256)
     mel_frames = round(100 * question_seconds)
-    ids = rng.integers(0, words, (rows, 45))
+    ids = rng.integers(0, words, (rows, CHAT_TOKENS))
     heard = np.full((rows, audio.num_features(mel_frames)), reasoner.audio_token_id)
     voice_frames = max(1, round(voice_seconds * codec.frame_rate))
     batch = normalize_inputs(
@@ -212,8 +253,8 @@ class Live:
         self.state, out = runtime.beat(self.subject.held, state, audio=self.audio)
         return jax.device_get(out)
 
-    def run(self, count: int, text_beats: int | None = None) -> Times:
-        """Seconds of each of `count` beats; the text ends with beat number `text_beats`."""
+    def run(self, count: int, text_beats: int | None = None, sizes: list | None = None) -> Times:
+        """Seconds of each of `count` beats; the text ends with beat number `text_beats`. Adds the caches' positions to `sizes`."""
         times = Times()
         for i in range(count):
             if i + 1 == text_beats:
@@ -221,6 +262,8 @@ class Live:
             start = time.perf_counter()
             self.beat()
             times.append(time.perf_counter() - start)
+            if sizes is not None:
+                sizes.append((self.state.reasoner.size, self.state.backbone.size))
         return times
 
 
@@ -244,6 +287,11 @@ class Times(list):
     @property
     def p95(self) -> float:
         return float(np.percentile(self, 95))
+
+
+def milliseconds(seconds: float) -> float:
+    """As tables show them."""
+    return round(1e3 * seconds, 3)
 
 
 def timed(function: Callable, *args: Any, repeats: int, warm: int = 1) -> Times:
@@ -285,6 +333,20 @@ def peak_memory() -> tuple[str, float]:
     if "peak_bytes_in_use" in stats:
         return "device memory", float(stats["peak_bytes_in_use"])
     return "resident set", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+
+
+def memory_in_use() -> tuple[str, float]:
+    """What is counted and how much of it there is now, bytes: the device's memory, or all live arrays where it does not report it."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if "bytes_in_use" in stats:
+        return "device memory", float(stats["bytes_in_use"])
+    return "live arrays", float(sum(x.nbytes for x in jax.live_arrays()))
+
+
+def cache_bytes(config: LlamaConfig, rows: int, positions: int) -> int:
+    """Bytes of keys and values, from the configuration."""
+    numbers = 2 * config.num_layers * rows * positions * config.num_kv_heads * config.head_dim
+    return numbers * jnp.dtype(config.dtype).itemsize
 
 
 class Report:

@@ -2,15 +2,17 @@
 
     python benchmarks/latency.py --size=chroma_4b --out=out/bench
 
-The first table has the layout of the paper's table 4 (one stream, a reply of 38.8 s): the stages as programs of their own, then the
-whole. What the paper leaves out follows: from the end of the question to the first sound on the host (features, prefill, first
-beat), the real-time factor with and without the Codec, compilation, memory, more streams, longer replies, longer questions. Every
-beat ends with its samples on the host. Text goes on through the whole reply, the dearest case, unless --text says otherwise.
+One table has the layout of the paper's table 4 (one stream, a reply of 38.8 s): the stages as programs of their own, then the
+whole. The others have what the paper leaves out: compilation; from the end of the question to the first sound on the host, also
+where the question is heard while it is spoken; the real-time factor with and without the Codec; more streams, longer replies, longer
+questions, memory (growth.py). Every beat ends with its samples on the host. Text goes on through the whole reply, the dearest case,
+unless --text says otherwise. A new process with a warm compilation cache is start_up.py's.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 import traceback
 
@@ -18,15 +20,15 @@ import common
 import jax
 import numpy as np
 import stages
-from common import Live, Report, Subject, Times
+from common import Live, Report, Subject, Times, milliseconds
+from growth import memory, questions, replies
 
+from chroma_jax import Voice
 from chroma_jax.generation import runtime
+from chroma_jax.generation.reply import ReplyStream
 
 REAL_TIME = 0.160  # seconds: the sound of a beat
-
-
-def milliseconds(seconds: float) -> float:
-    return round(1e3 * seconds, 3)
+_PACKET = 320  # samples at 16 kHz in which a question comes: 20 ms
 
 
 def start_up(subject: Subject, report: Report, args: argparse.Namespace) -> None:
@@ -63,12 +65,87 @@ def start_up(subject: Subject, report: Report, args: argparse.Namespace) -> None
 
 
 def first_sound(subject: Subject, report: Report, args: argparse.Namespace) -> None:
-    """From the end of the question to the first samples on the host."""
+    """From the end of the question to the first samples on the host, as a user gets them: through `Chroma`."""
+    chroma, around = common.chroma_of(subject)
+    repeats = 2 if args.quick else 20
+    wanted = dict(max_seconds=10.0, **around)
+    kept = common.noise_voice(args.voice)
+    voices = (common.noise_voice(args.voice, seed) for seed in itertools.count(1))
+    title = f"End of question to first sound, a voice of {args.voice:g} s"
+    rows = []
+
+    def first_chunk(stream: ReplyStream, start: float) -> float:
+        chunk = next(stream)
+        seconds = time.perf_counter() - start
+        if not len(chunk.audio):
+            raise ValueError("the first beat made no sound")
+        # The beat after it is under way: the next measurement begins when it is done.
+        jax.block_until_ready(stream._state)
+        stream.close()
+        return seconds
+
+    def whole(wave: np.ndarray, voice: Voice) -> tuple[float, float]:
+        start = time.perf_counter()
+        return first_chunk(chroma.stream((wave, 16000), voice=voice, **wanted), start), 0.0
+
+    def listened(wave: np.ndarray, voice: Voice) -> tuple[float, float]:
+        start = time.perf_counter()
+        listening = chroma.listen(voice=voice, **around)
+        *packets, last = np.split(wave, range(_PACKET, len(wave), _PACKET))
+        for packet in packets:
+            listening.push(packet, 16000)
+        # In life this work is done while the speaker goes on.
+        jax.block_until_ready(listening._cache)
+        spoken = time.perf_counter()
+        listening.push(last, 16000)
+        return first_chunk(listening.stream(max_seconds=10.0), spoken), spoken - start
+
+    ways = {
+        "whole recording, voice new": lambda wave: whole(wave, next(voices)),
+        "whole recording, voice kept": lambda wave: whole(wave, kept),
+        "heard while it is spoken, voice kept": lambda wave: listened(wave, kept),
+    }
+    for seconds in args.spoken or ([2.0, 4.0] if args.quick else [2.0, 8.0, 30.0]):
+        wave = common.noise(seconds, 16000)
+        for way, answer in ways.items():
+            if report.out_of_time():
+                break
+            answer(wave)  # compiles
+            runs = [answer(wave) for _ in range(repeats)]
+            times = Times(first for first, _ in runs)
+            before = Times(spoken for _, spoken in runs).median
+            rows.append(
+                {
+                    "question, s": seconds,
+                    "how": way,
+                    "median, ms": milliseconds(times.median),
+                    "p95, ms": milliseconds(times.p95),
+                    "work while it is spoken, ms per s": milliseconds(before / seconds),
+                }
+            )
+            report.keep(title, rows)
+    report.table(
+        title,
+        rows,
+        f"{repeats} times each, everything compiled before. The clock starts when the last samples of the question are there "
+        "(heard while spoken: when its last 20 ms packet is pushed; what came before is pushed as fast as it goes, and done), "
+        "and stops when the samples of the first beat, two frames, are on the host. It includes log-mel and prompt on the host, the prefill, the first "
+        "beat, and for a new voice its codes and their way through the Backbone; no microphone, network or loudspeaker. "
+        "Questions of whole chunks (2 s) leave the most to the end where they are heard while spoken: a whole chunk. The sound is steady noise: "
+        "where the loudest moment of a question lies in its end, chunks with pauses are heard anew then.",
+    )
+    _pieces(subject, report, args, repeats)
+
+
+def _pieces(subject: Subject, report: Report, args: argparse.Namespace, repeats: int) -> None:
+    """The pieces of the same, without `Chroma`."""
     # Numbers as a microphone gives them: the features are part of the time.
     from chroma_jax.audio.mel import MelConfig, log_mel
 
+    if report.out_of_time():
+        return
     config = subject.config
-    wave = np.random.default_rng(0).standard_normal(round(16000 * args.question)).astype(np.float32)
+    wave = common.noise(args.question, 16000)
     mel = MelConfig(num_mel_bins=config.reasoner.audio.num_mel_bins)
     prompt = common.make_prompt(config, 1, args.question, args.voice)
     frames = 2 * common.count_beats(config, args.reply)
@@ -78,9 +155,9 @@ def first_sound(subject: Subject, report: Report, args: argparse.Namespace) -> N
         "beat": Times(),
         "all": Times(),
     }
-    for i in range((2 if args.quick else 20) + 1):
+    for i in range(repeats + 1):
         start = time.perf_counter()
-        log_mel(wave * 0.1, mel)
+        log_mel(wave, mel)
         heard = time.perf_counter()
         live = Live(subject, prompt, frames)
         jax.block_until_ready(live.state)
@@ -91,14 +168,15 @@ def first_sound(subject: Subject, report: Report, args: argparse.Namespace) -> N
             for name, seconds in zip(parts, (heard - start, ready - heard, end - ready, end - start), strict=True):  # fmt: skip
                 parts[name].append(seconds)
     names = {"features": "log-mel on the host", "prefill": "question and voice heard", "beat": "first beat, with sound",
-             "all": "end of question to first sound"}  # fmt: skip
+             "all": "all of it"}  # fmt: skip
     report.table(
-        f"First sound after a question of {args.question:g} s, a voice of {args.voice:g} s",
+        f"The pieces of it, a question of {args.question:g} s, a voice of {args.voice:g} s",
         [
             {"what": names[k], "median, ms": milliseconds(t.median), "p95, ms": milliseconds(t.p95)}
             for k, t in parts.items()
         ],
-        f"{len(parts['all'])} times. The question is heard only when it has ended, and the voice's codes are known.",
+        f"{len(parts['all'])} times. A whole recording; the voice's codes are known, but not what the Backbone makes of them. "
+        "Each piece is waited for before the next one begins.",
     )
 
 
@@ -237,75 +315,9 @@ def streams(subject: Subject, report: Report, args: argparse.Namespace) -> None:
     )
 
 
-def replies(subject: Subject, report: Report, args: argparse.Namespace) -> None:
-    """Replies of 5 to 80 s: what a beat costs at their beginning and at their end."""
-    config = subject.config
-    prompt = common.make_prompt(config, 1, 2.0, 2.0)
-    rows = []
-    for seconds in args.replies or ([0.5, 1] if args.quick else [5, 10, 20, 40, 80]):
-        if report.out_of_time():
-            break
-        beats = common.count_beats(config, seconds)
-        room = config.backbone.llama.max_positions - int(prompt.voice_id_lengths[0] + prompt.voice_frame_lengths[0]) - 8  # fmt: skip
-        text_beats = min(beats, (room - 2 * beats) // 2)  # pairs of text that the context holds
-        Live(subject, prompt, 2 * beats).run(beats, text_beats)
-        live = Live(subject, prompt, 2 * beats)
-        jax.block_until_ready(live.state)
-        times = live.run(beats, text_beats)
-        tenth = max(1, min(beats, text_beats) // 10)
-        text = times[:text_beats]
-        rows.append(
-            {
-                "reply, s": seconds,
-                "beats": beats,
-                "with text": text_beats,
-                "per frame, median ms": milliseconds(times.median / 2),
-                "first tenth, ms": milliseconds(Times(text[:tenth]).median / 2),
-                "last tenth with text, ms": milliseconds(Times(text[-tenth:]).median / 2),
-                "beat, p95 ms": milliseconds(times.p95),
-                "real-time factor": sum(times) / seconds,
-                "caches at the end": f"{live.state.reasoner.size} and {live.state.backbone.size}",
-            }
-        )
-        report.keep("Longer replies, one stream", rows)
-    report.table(
-        "Longer replies, one stream", rows,
-        "A second run of each, so that the programs of all cache sizes are there. A context of 2048 positions does not hold 80 s with "
-        "text in every beat.",
-    )  # fmt: skip
-
-
-def questions(subject: Subject, report: Report, args: argparse.Namespace) -> None:
-    """Questions of 2 to 32 s: the prefill alone."""
-    rows = []
-    for seconds in args.questions or ([1, 2] if args.quick else [2, 4, 8, 16, 32]):
-        if report.out_of_time():
-            break
-        prompt = common.make_prompt(subject.config, 1, seconds, args.voice)
-        prompt = jax.device_put(prompt)
-
-        def prefill(prompt=prompt):
-            return Live(subject, prompt, 64).state
-
-        times = common.timed(prefill, repeats=2 if args.quick else 10)
-        positions, padded = int(prompt.lengths[0]), prompt.ids.shape[1]
-        rows.append(
-            {
-                "question, s": seconds,
-                "positions": positions,
-                "padded to": padded,
-                "prefill, median ms": milliseconds(times.median),
-                "p95 ms": milliseconds(times.p95),
-                "ms per 100 positions run": milliseconds(100 * times.median / padded),
-            }
-        )
-        report.keep("Longer questions, one stream", rows)
-    report.table(
-        "Longer questions, one stream", rows, "The voice of the same length is heard with each."
-    )
-
-
-PARTS = {f.__name__: f for f in (start_up, first_sound, table_4, streams, replies, questions)}
+PARTS = {
+    f.__name__: f for f in (start_up, first_sound, table_4, streams, replies, questions, memory)
+}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -321,6 +333,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--streams", type=lambda t: [int(x) for x in t.split(",")], metavar="N,M,..."
     )
+    parser.add_argument("--spoken", **numbers, help="seconds of the questions to the first sound")
     parser.add_argument("--replies", **numbers, help="seconds")
     parser.add_argument("--questions", **numbers, help="seconds")
     parser.add_argument("--only", choices=PARTS, action="append", help="this part alone")

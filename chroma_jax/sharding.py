@@ -189,11 +189,11 @@ def param_shardings(mesh: Mesh) -> Callable[[Any], Any]:
 def cache_shardings(cache: Any, mesh: Mesh) -> Any:
     """A NamedSharding for every leaf of KV caches: rows over "data" and "fsdp", kv heads over "tensor".
 
-    Leaves are [L, B, S, K, H] (keys and values) or [B] (lengths). An axis that does not divide is left out.
+    Leaves are [L, B, S, C] (keys and values, heads side by side) or [B] (lengths). An axis that does not divide is left out.
     """
 
     def one(leaf):
-        spec = P(None, ROW_AXES, None, "tensor", None) if len(leaf.shape) == 5 else ROWS
+        spec = P(None, ROW_AXES, None, "tensor") if len(leaf.shape) == 4 else ROWS
         return NamedSharding(mesh, _fit(spec, leaf.shape, mesh.shape))
 
     return jax.tree.map(one, cache)

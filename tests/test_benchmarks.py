@@ -18,7 +18,7 @@ from chroma_jax.generation.state import Finish
 from chroma_jax.model.chroma import abstract_model
 
 FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
-PROGRAMS = ("all", "latency", "peers", "roofline", "training")
+PROGRAMS = ("all", "latency", "peers", "roofline", "start_up", "training")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -108,6 +108,39 @@ def test_latency_and_roofline(quick, subject):
     assert all(row["GFLOP"] > 0 for row in beat)
 
 
+def test_first_sound(quick):
+    flags = ("--only=first_sound", "--spoken=2", "--question=2", "--voice=2")
+    table, pieces = quick("latency", *flags).values()
+    assert [row["how"].split(",")[0] for row in table["rows"]] == [
+        "whole recording",
+        "whole recording",
+        "heard while it is spoken",
+    ]
+    assert all(row["p95, ms"] >= row["median, ms"] > 0 for row in table["rows"])
+    work = [row["work while it is spoken, ms per s"] for row in table["rows"]]
+    assert work[:2] == [0, 0]
+    assert work[2] > 0
+    assert len(pieces["rows"]) == 4
+
+
+def test_growth(quick, subject):
+    parts = ("--only=replies", "--only=questions", "--only=memory")
+    tables = quick("latency", *parts, "--replies=0.5,8", "--questions=1,2,4", "--streams=1,3")
+    replies, by_size, questions, memory = (table["rows"] for table in tables.values())
+    assert [row["beats"] for row in replies] == [3, 50]
+    assert sum(row["beats"] for row in by_size) + len(by_size) == 50
+    assert [row["positions"] for row in questions] == [70, 95, 145]
+    assert "A straight line through them" in tables["Longer questions, one stream"]["note"]
+    for row, streams in zip(memory, (1, 3), strict=True):
+        assert row["counted, state, MB"] == pytest.approx(row["live arrays, more by, MB"])
+        assert row["Backbone's cache, MB"] == pytest.approx(streams * 0.131072)  # 256 positions
+
+
+def test_spans_are_counted_once():
+    spans = [(5.0, 6.0), (0.0, 2.0), (0.5, 1.0), (1.5, 3.0)]
+    assert program("start_up")._covered(spans) == 4.0
+
+
 def test_training(quick):
     ((step,),) = (table["rows"] for table in quick("training", "--rows=2").values())
     assert step["Backbone positions per s"] > 0
@@ -139,5 +172,5 @@ def test_all_on_a_tiny_model(tmp_path):
     call = [sys.executable, FOLDER / "all.py", "--size=tiny", "--quick", f"--out={tmp_path}"]
     done = subprocess.run([*call, "--seconds=900"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    for name in ("all", "latency", "roofline", "parity", "training"):
+    for name in ("all", "latency", "roofline", "parity", "start_up", "training"):
         assert json.loads((tmp_path / f"{name}.json").read_text())

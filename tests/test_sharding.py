@@ -155,5 +155,5 @@ def test_constrain(mesh):
 def test_cache_shardings(mesh):
     cache = nnx.eval_shape(lambda: init_cache(tiny().backbone.llama, 4, 16))
     got = sharding.cache_shardings(cache, mesh)
-    assert got.k.spec == got.v.spec == P(None, ("data", "fsdp"), None, "tensor", None)
+    assert got.k.spec == got.v.spec == P(None, ("data", "fsdp"), None, "tensor")
     assert got.length.spec == P(("data", "fsdp"))

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 _NAME = "spoken question"
 CHUNKS_PER_CALL = 8  # of those heard anew
-_FIRST_IDS = 32  # smallest padded size of the text around the sound
+_FIRST_IDS = 16  # smallest padded size of the text around the sound
 _FIRST_SIZE = (
     1024  # of the cache while listening, 40 s; a reply begins with a copy of the part that it needs
 )
@@ -176,7 +176,8 @@ class Listening:
         """Hears all chunks that are complete, and before them those that a louder moment has changed."""
         mel, audio = self._mel, self._chroma.config.reasoner.audio
         size = audio.chunk_frames
-        complete = mel.num_frames // size
+        # At the end a whole chunk may be the last part: one call with what follows it.
+        complete = (mel.num_frames - last) // size
         patience = _PATIENCE * mel.config.sampling_rate / mel.config.hop_length
         if last or complete > len(self._floors) or mel.num_frames >= self._heard_anew_at + patience:
             changed = (
@@ -211,14 +212,12 @@ class Listening:
         padded = 0
         if sound is not None:
             found, counts = sound
-            # None (the question ended with a chunk) runs the program of one, of length 0.
             size = 1
             if len(counts) > 1:
                 size = bucket(len(counts), bucket_sizes(CHUNKS_PER_CALL, limit))
             chunks = np.zeros((1, size, audio.chunk_frames, audio.num_mel_bins), np.float32)
             lengths = np.zeros((1, size), np.int32)
-            if len(counts):
-                chunks[0, : len(counts)], lengths[0, : len(counts)] = found, counts
+            chunks[0, : len(counts)], lengths[0, : len(counts)] = found, counts
             padded = size * audio.chunk_features
         if not whole:
             text = len(ids) - int((ids == reasoner.audio_token_id).sum())

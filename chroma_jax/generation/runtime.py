@@ -22,6 +22,7 @@ from chroma_jax.generation import caches
 from chroma_jax.generation.beat import BeatState, Finish, Prompt
 from chroma_jax.generation.caches import CacheSizes, Room
 from chroma_jax.generation.sampling import Sampling, controls
+from chroma_jax.generation.voice import EncodedVoice
 from chroma_jax.model.chroma import ChromaModel
 from chroma_jax.model.held import Held, opened
 from chroma_jax.model.kv_cache import KVCache
@@ -92,7 +93,12 @@ def max_frames_of(config: ChromaConfig, max_seconds: float | None, voice_positio
 
 
 def encode_voice(model: ChromaModel, wave: np.ndarray) -> np.ndarray:
-    """Codes [F, Q] of one voice [N], padded to a static size on the way."""
+    """Codes [F, Q] of one voice [N]."""
+    return encoding_voice(model, wave).fetched()
+
+
+def encoding_voice(model: ChromaModel, wave: np.ndarray) -> EncodedVoice:
+    """`encode_voice` that does not wait: what follows can be traced and dispatched meanwhile."""
     codec = model.cfg.codec
     frames = -(-len(wave) // codec.frame_samples)
     size = bucket(
@@ -103,7 +109,7 @@ def encode_voice(model: ChromaModel, wave: np.ndarray) -> np.ndarray:
     codes = _encode_voice(
         model.codec, padded, np.array([len(wave)], np.int32), model.cfg.num_codebooks
     )
-    return np.asarray(codes)[0, :frames]
+    return EncodedVoice(codes, frames)
 
 
 def encode_voices(model: ChromaModel, batch: PromptBatch) -> tuple[np.ndarray, np.ndarray]:
@@ -131,7 +137,9 @@ def as_prompt(
     )
 
 
-def hear_voice(model: ChromaModel | Held, ids: np.ndarray, codes: np.ndarray) -> KVCache:
+def hear_voice(
+    model: ChromaModel | Held, ids: np.ndarray, voice: np.ndarray | EncodedVoice
+) -> KVCache:
     """What the Backbone makes of one voice, transcript [P] and codes [F, Q], with room for the first beats of a reply."""
     limit = model.cfg.backbone.llama.max_positions
 
@@ -140,13 +148,15 @@ def hear_voice(model: ChromaModel | Held, ids: np.ndarray, codes: np.ndarray) ->
         out[0, : len(x)] = x
         return out.astype(np.int32)
 
-    room = caches.voice_room(model.cfg, schedule.voice_length(len(ids), len(codes)))
+    if not isinstance(voice, EncodedVoice):
+        voice = EncodedVoice(padded(voice, 0), len(voice))
+    room = caches.voice_room(model.cfg, schedule.voice_length(len(ids), voice.frames))
     return _hear_voice(
         model,
         padded(ids, model.cfg.reasoner.pad_token_id),
         np.array([len(ids)], np.int32),
-        padded(codes, 0),
-        np.array([len(codes)], np.int32),
+        voice.codes,
+        np.array([voice.frames], np.int32),
         size=room,
     )
 

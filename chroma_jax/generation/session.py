@@ -24,7 +24,7 @@ from chroma_jax.generation.request import Request, check_request, check_seed, vo
 from chroma_jax.generation.runtime import Generated
 from chroma_jax.generation.sampling import Sampling
 from chroma_jax.generation.state import Prompt
-from chroma_jax.generation.voice import HeardVoices, Voice
+from chroma_jax.generation.voice import EncodedVoice, HeardVoices, Voice
 from chroma_jax.generation.warmup import warm_up
 from chroma_jax.model.chroma import ChromaModel, random_model
 from chroma_jax.model.held import held
@@ -188,7 +188,7 @@ class Chroma:
     def warmup(
         self,
         *,
-        voice: Voice,
+        voice: Voice | Sequence[Voice],
         question_seconds: float = 10.0,
         max_seconds: float | None = 20.0,
         sampling: Sampling | None = None,
@@ -198,7 +198,7 @@ class Chroma:
         """Compiles ahead what live replies run, so that none of them waits for the compiler, not even when its caches grow.
 
         Args:
-          voice: a voice to answer in; others of about its length run the same programs.
+          voice: a voice to answer in, or several; others of about their lengths run the same programs.
           question_seconds: longest spoken question.
           max_seconds: longest answer; None for as long as the context allows.
           sampling: as for the replies: what matters is which stages are not plainly greedy.
@@ -255,10 +255,8 @@ class Chroma:
 
     def encode_voice(self, voice: Voice) -> np.ndarray:
         """The voice's codes [F, Q], computed once per voice and codec."""
-        if self._codec_id not in voice._codes:
-            wave = voice_arrays(self.processor, voice).wave
-            voice._codes[self._codec_id] = runtime.encode_voice(self.model, wave)
-        return voice._codes[self._codec_id]
+        self._encoded(voice)
+        return voice.codes(self._codec_id)
 
     def hear_voice(self, voice: Voice, arrays: VoiceArrays | None = None) -> tuple[KVCache, int]:
         """What the Backbone makes of the voice, and its positions; kept on the device for the voices used last.
@@ -269,10 +267,11 @@ class Chroma:
         """
 
         def hear() -> tuple[KVCache, int]:
-            ids = (arrays or voice_arrays(self.processor, voice)).ids
-            codes = self.encode_voice(voice)
-            cache = runtime.hear_voice(self.held, ids, codes)
-            return cache, voice_length(len(ids), len(codes))
+            given = arrays or voice_arrays(self.processor, voice)
+            encoded = self._encoded(voice, given)
+            cache = runtime.hear_voice(self.held, given.ids, encoded)
+            frames = -(-len(given.wave) // self.config.codec.frame_samples)
+            return cache, voice_length(len(given.ids), frames)
 
         return self._voices.get(voice, hear)
 
@@ -339,6 +338,15 @@ class Chroma:
             tokens=tokens,
             finish_reason=finish_reason,
         )
+
+    def _encoded(
+        self, voice: Voice, arrays: VoiceArrays | None = None
+    ) -> np.ndarray | EncodedVoice:
+        """The voice's codes, which the device may still be computing."""
+        if self._codec_id not in voice._codes:
+            wave = (arrays or voice_arrays(self.processor, voice)).wave
+            voice._codes[self._codec_id] = runtime.encoding_voice(self.model, wave)
+        return voice._codes[self._codec_id]
 
     @functools.cached_property
     def _codec_id(self) -> str:

@@ -84,8 +84,8 @@ class Trace(NamedTuple):
 
 
 def row_axis(leaf: jax.Array) -> int:
-    """The batch axis of an array of a BeatState: stacked caches [L, B, S, K, H] have layers in front, all others rows."""
-    return 1 if leaf.ndim == 5 else 0
+    """The batch axis of an array of a BeatState: stacked caches [L, B, S, C] have layers in front, all others rows."""
+    return 1 if leaf.ndim == 4 else 0
 
 
 def insert_row(state: BeatState, row: BeatState, slot: jax.Array) -> BeatState:

@@ -1,6 +1,7 @@
 """Many live replies in one running batch: rows join and leave without recompiling, and none disturbs another.
 
     batch = StreamBatch(chroma, slots=16)
+    batch.warmup(voice=voice)                    # once, before anybody waits
     stream = batch.admit("question.wav", voice=voice, sampling=Sampling(temperature=0.7), seed=1)
     while batch.busy:
         for stream in batch.step():              # one beat, 160 ms of sound, of every stream in a slot
@@ -15,12 +16,15 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import time
+from collections.abc import Collection, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from chroma_jax import schedule
+from chroma_jax.audio.batch import bucket
 from chroma_jax.audio.chat import Conversation
 from chroma_jax.generation import beat as beats
 from chroma_jax.generation import caches, runtime
@@ -30,6 +34,7 @@ from chroma_jax.generation.request import Request
 from chroma_jax.generation.sampling import Sampling, is_plainly_greedy
 from chroma_jax.generation.session import Chroma, Chunk, Reply, Voice
 from chroma_jax.generation.state import Beat, BeatState, Finish
+from chroma_jax.generation.warmup import beginnings
 
 _beat = runtime.jitted(beats.beat, donate_argnums=1)
 _insert_row = jax.jit(states.insert_row, donate_argnums=0)
@@ -123,7 +128,7 @@ class StreamBatch:
         self._chroma = chroma
         self._max_pending, self._queue_size = max_pending, queue
         limits = CacheSizes(question_positions, positions or cfg.backbone.llama.max_positions)
-        self._room = Room(limits, slots, grow=grow)
+        self._room, self._grow = Room(limits, slots, grow=grow), grow
         self._sampled = ("text", "code0", "codes") if sample_text else ("code0", "codes")
         self._slots: list[Stream | None] = [None] * slots
         self._queue: collections.deque[Stream] = collections.deque()
@@ -140,6 +145,97 @@ class StreamBatch:
     def num_free(self) -> int:
         """Free slots, less the streams that wait for one: negative when there is a queue."""
         return self._slots.count(None) - len(self._queue)
+
+    def warmup(
+        self,
+        *,
+        voice: Voice | Sequence[Voice],
+        question_seconds: float = 10.0,
+        max_seconds: float | None = 20.0,
+        system_prompt: str | None = None,
+        listening: bool = True,
+    ) -> float:
+        """Compiles ahead what this batch runs: afterwards no `admit`, `step` or `cancel` waits for the compiler.
+
+        It runs on rows of its own and leaves nothing behind. Replies outside the batch need `Chroma.warmup`.
+
+        Args:
+          voice: a voice to answer in, or several; others of about their lengths run the same programs.
+          question_seconds: longest spoken question; those beyond this batch's sizes are left out, as `admit` refuses them.
+          max_seconds: longest answer; None for as long as the context allows.
+          system_prompt: as for `admit`.
+          listening: whether questions are also heard by `Chroma.listen`.
+
+        Returns:
+          Seconds that it took. With `chroma_jax.compilation_cache` the next process takes fewer.
+
+        Raises:
+          ValueError: streams are in (they would wait), no question fits the batch, or as `Chroma.warmup`.
+        """
+        if self.busy:
+            running = len(self._slots) - self._slots.count(None)
+            raise ValueError(
+                f"a batch is warmed up before its streams: {running} run and {len(self._queue)} wait"
+            )
+        start = time.perf_counter()
+        # Of streams that have ended; there need not be room for two.
+        self._state = self._flight = None
+        rows: dict[CacheSizes, BeatState] = {}
+        prompts: set[tuple[int, int]] = set()
+        most = 0
+
+        def program(request: Request) -> CacheSizes | None:
+            if self._too_large(request):
+                return None
+            prompts.add((request.question_length, request.voice_length))
+            return self._first_sizes(request)
+
+        for request in beginnings(
+            self._chroma,
+            voice,
+            program,
+            question_seconds=question_seconds,
+            max_seconds=max_seconds,
+            system_prompt=system_prompt,
+            listening=listening,
+        ):
+            sizes = self._first_sizes(request)
+            row = request.begin(self._chroma.held, sizes, self._sampled)
+            rows.setdefault(sizes, jax.block_until_ready(row))
+            most = max(most, request.max_frames)
+        if not rows:
+            raise ValueError(
+                f"no spoken question fits this batch: it has {self._room.limits.reasoner} positions for questions "
+                f"and {self._room.limits.backbone} for voices and answers"
+            )
+        # The host knows of a row's end when the next beat runs already; a new row makes room for more than that.
+        beats = -(-most // schedule.FRAMES_PER_TEXT) + 2 + caches.BEATS_AHEAD
+        self._run_sizes(rows, prompts, beats)
+        return time.perf_counter() - start
+
+    def _run_sizes(
+        self, rows: dict[CacheSizes, BeatState], prompts: set[tuple[int, int]], beats: int
+    ) -> None:
+        """Runs all that happens to the batch in each size that its caches may have; `rows` are those that may join."""
+        slots = np.arange(len(self._slots))
+        limits = self._room.limits
+        on_the_way = _reachable(limits, prompts, beats) if self._grow else [limits]
+        for sizes in dict.fromkeys([*rows, *on_the_way]):
+            if sizes in rows:
+                state = _empty_like(rows[sizes], len(slots))
+            else:  # some row is smaller: the caches began with one
+                smaller = next(s for s in rows if _holds(sizes, s))
+                state = caches.resize(_empty_like(rows[smaller], len(slots)), sizes)
+            if sizes in on_the_way:
+                for joining, row in rows.items():
+                    if _holds(sizes, joining):
+                        state = _insert_row(state, row, 0)
+                state, out = _beat(self._chroma.held, state, slots < 0)
+                jax.block_until_ready(out)
+                state = _end_rows(state, slots == 0)
+            for larger in on_the_way:
+                if larger != sizes and _holds(larger, sizes):
+                    jax.block_until_ready(caches.resize(state, larger))
 
     def admit(
         self,
@@ -164,16 +260,8 @@ class StreamBatch:
     def admit_request(self, request: Request) -> Stream:
         """`admit` of what `Chroma.request` or `Listening.request` made."""
         self._check_admission(request.sampling)
-        for what, needed, size in (
-            ("question", request.question_length + 1, self._room.limits.reasoner),
-            (
-                "voice",
-                request.voice_length + schedule.POSITIONS_PER_BEAT,
-                self._room.limits.backbone,
-            ),
-        ):
-            if needed > size:
-                raise ValueError(f"the {what} takes {needed} positions, this batch has {size}")
+        if too_large := self._too_large(request):
+            raise ValueError(too_large)
         stream = Stream(request, _batch=self)
         stream._decoder = self._chroma.processor.tokenizer.stream_decoder()
         self._queue.append(stream)
@@ -223,6 +311,23 @@ class StreamBatch:
             running = len(self._slots) - self._slots.count(None)
             raise BatchFull(f"{running} streams run and {len(self._queue)} wait")
 
+    def _too_large(self, request: Request) -> str | None:
+        """Why the request does not fit the batch."""
+        limits = self._room.limits
+        for what, needed, size in (
+            ("question", request.question_length + 1, limits.reasoner),
+            ("voice", request.voice_length + schedule.POSITIONS_PER_BEAT, limits.backbone),
+        ):
+            if needed > size:
+                return f"the {what} takes {needed} positions, this batch has {size}"
+        return None
+
+    def _first_sizes(self, request: Request) -> CacheSizes:
+        """A row is made as small as for a stream alone, whatever the batch has grown to: one prefill program for both."""
+        alone = Room(self._room.limits, 1)
+        alone.enter(0, request.question_length, request.voice_length)
+        return alone.sizes()
+
     def _dispatch(self) -> None:
         self._seat_one()
         if not any(self._slots):
@@ -241,10 +346,7 @@ class StreamBatch:
         stream, slot = self._queue.popleft(), self._slots.index(None)
         request = stream.request
         lengths = request.question_length, request.voice_length
-        # The row is made as small as for a stream alone, whatever the batch has grown to: one prefill program for both.
-        alone = Room(self._room.limits, 1)
-        alone.enter(0, *lengths)
-        row = request.begin(self._chroma.held, alone.sizes(), self._sampled)
+        row = request.begin(self._chroma.held, self._first_sizes(request), self._sampled)
         if self._state is None:
             self._state = _empty_like(row, len(self._slots))
         self._room.enter(slot, *lengths)
@@ -273,6 +375,38 @@ class StreamBatch:
         if len(samples) or len(tokens) or text:
             stream._pending.append(Chunk(text, samples, tokens, out.frames[slot][valid]))
         return stream.done or len(samples) > 0 or len(tokens) > 0
+
+
+def _holds(sizes: CacheSizes, others: CacheSizes) -> bool:
+    return sizes.reasoner >= others.reasoner and sizes.backbone >= others.backbone
+
+
+def _reachable(
+    limits: CacheSizes, prompts: Collection[tuple[int, int]], beats: int
+) -> list[CacheSizes]:
+    """All sizes that a batch's caches can have while rows come and go.
+
+    Args:
+      limits: of the batch.
+      prompts: positions of question and voice of each row that may join.
+      beats: most of a row.
+    """
+    longest = max(voice for _, voice in prompts) + schedule.POSITIONS_PER_BEAT * beats
+    most = bucket(min(longest, limits.backbone), caches.ladder(limits.backbone))
+    found: dict[int, set[int]] = {}
+    for prompt in prompts:
+        room = Room(limits, 1)
+        room.enter(0, *prompt)
+        for sizes in room.path():
+            if sizes.backbone <= most:
+                found.setdefault(sizes.backbone, set()).add(sizes.reasoner)
+    # The Backbone's size and the row that wants most decide the Reasoner's, which never shrinks.
+    return [
+        CacheSizes(reasoner, backbone)
+        for backbone, among in sorted(found.items())
+        for reasoner in caches.ladder(limits.reasoner)
+        if min(among) <= reasoner <= max(among)
+    ]
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -8,13 +8,26 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable
+from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from chroma_jax.audio.wav import AudioError, AudioSource, load_audio
 from chroma_jax.model.kv_cache import KVCache
 
 VOICE_RATE = 24000  # what voices are kept at: the rate of every Mimi
+
+
+class EncodedVoice(NamedTuple):
+    """Codes of a voice on the device, which may still be computing them."""
+
+    codes: jax.Array  # [1, F', Q], padded to a static size
+    frames: int  # that count
+
+    def fetched(self) -> np.ndarray:
+        """The codes [F, Q] on the host, once they are there."""
+        return np.asarray(self.codes)[0, : self.frames]
 
 
 class Voice:
@@ -41,7 +54,7 @@ class Voice:
             )
         self.wave: np.ndarray = load_audio(audio, VOICE_RATE)  # [N] float32 at 24 kHz
         self.text = text
-        self._codes: dict[str, np.ndarray] = {}  # by codec: [F, Q] int32
+        self._codes: dict[str, np.ndarray | EncodedVoice] = {}  # by codec: [F, Q] int32
 
     @property
     def seconds(self) -> float:
@@ -52,11 +65,18 @@ class Voice:
     def _wave_id(self) -> bytes:
         return hashlib.blake2b(self.wave.tobytes(), digest_size=16).digest()
 
+    def codes(self, codec: str) -> np.ndarray | None:
+        """The codes [F, Q] that this codec made of the voice, if it did."""
+        codes = self._codes.get(codec)
+        if isinstance(codes, EncodedVoice):
+            codes = self._codes[codec] = codes.fetched()
+        return codes
+
     def save(self, path: str | os.PathLike) -> None:
         """Writes an .npz with recording, transcript and codes, atomically."""
         path = os.fspath(path)
         temporary = f"{path}.{os.getpid()}.tmp"
-        codes = {f"codes_{codec}": c for codec, c in self._codes.items()}
+        codes = {f"codes_{codec}": self.codes(codec) for codec in list(self._codes)}
         try:
             with open(temporary, "wb") as f:
                 np.savez(f, format=np.int32(1), wave=self.wave, text=np.array(self.text), **codes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import jax
@@ -74,7 +75,7 @@ def compile_request(chroma: Chroma, request: Request, done: set[tuple] | None = 
 
 def warm_up(
     chroma: Chroma,
-    voice: Voice,
+    voice: Voice | Sequence[Voice],
     *,
     question_seconds: float,
     max_seconds: float | None,
@@ -84,33 +85,92 @@ def warm_up(
 ) -> float:
     """`Chroma.warmup`."""
     start = time.perf_counter()
+    done: set[tuple] = set()
+    for request in beginnings(
+        chroma,
+        voice,
+        lambda request: tuple(request.room(chroma.config, grow=chroma.grow).path()),
+        question_seconds=question_seconds,
+        max_seconds=max_seconds,
+        sampling=sampling,
+        system_prompt=system_prompt,
+        listening=listening,
+    ):
+        compile_request(chroma, request, done)
+    return time.perf_counter() - start
+
+
+def beginnings(
+    chroma: Chroma,
+    voice: Voice | Sequence[Voice],
+    sizes: Callable[[Request], Hashable | None],
+    *,
+    question_seconds: float,
+    max_seconds: float | None,
+    sampling: Sampling | None = None,
+    system_prompt: str | None = None,
+    listening: bool = True,
+) -> Iterator[Request]:
+    """One request for each program that begins a reply to a spoken question; what hears voices and questions is run on the way.
+
+    Args:
+      chroma: the model and its tokenizer.
+      voice: one voice, or several.
+      sizes: of the caches of the reply to a request; None leaves the request out. It is asked about questions of all lengths.
+      question_seconds: longest question.
+      max_seconds: as for `Chroma.reply`, as are sampling and system_prompt.
+      sampling: of the replies.
+      system_prompt: of the questions.
+      listening: whether questions are also heard while they are spoken.
+
+    Raises:
+      ValueError: question_seconds is not positive, or as `Chroma.reply` for voice and max_seconds.
+    """
     if not question_seconds > 0:
         raise ValueError(f"question_seconds must be positive, got {question_seconds}")
-    _, positions = check_voice(chroma.processor, voice)
-    max_frames = runtime.max_frames_of(chroma.config, max_seconds, positions)
-    voiced = chroma.hear_voice(voice)
-    done: set[tuple] = set()
-    for length, chunks in _question_shapes(chroma, question_seconds, system_prompt):
-        prompt = _blank(chroma, length, chunks)
-        request = Request(prompt, *voiced, max_frames, sampling or Sampling(), 0)
-        compile_request(chroma, request, done)
-    if listening:
-        heard = _compile_listening(chroma, voice, question_seconds, system_prompt)
-        text, audio = _text(chroma, system_prompt), chroma.config.reasoner.audio
-        lengths = [text + audio.num_features(n) for n in _lengths(chroma, question_seconds, text)]
-        first = set()
-        for length in lengths:
-            request = Request(
-                Heard(None, None, length), *voiced, max_frames, sampling or Sampling(), 0
-            )
-            sizes = request.room(chroma.config, grow=chroma.grow).sizes()
-            if sizes not in first:
-                first.add(sizes)
-                # `start` takes the cache away.
-                question = heard._replace(cache=jax.tree.map(jnp.copy, heard.cache), length=length)
-                request = request._replace(question=question)
-                compile_request(chroma, request, done)
-    return time.perf_counter() - start
+    voices = list(voice) if isinstance(voice, list | tuple) else [voice]
+    if not voices:
+        raise ValueError("voice must be a Voice or several, got none")
+    # What can be wrong is found before anything is compiled.
+    positions = [check_voice(chroma.processor, v)[1] for v in voices]
+    most = [runtime.max_frames_of(chroma.config, max_seconds, p) for p in positions]
+    heard: dict[int, Heard] = {}
+    for v, max_frames in zip(voices, most, strict=True):
+        if v._codes:  # those are kept; another voice may come without its own
+            runtime.encode_voice(chroma.model, v.wave)
+        rest = *chroma.hear_voice(v), max_frames, sampling or Sampling(), 0
+        for length, chunks in _question_shapes(chroma, question_seconds, system_prompt):
+            request = Request(_blank(chroma, length, chunks), *rest)
+            if sizes(request):
+                yield request
+        if listening:
+            heard = heard or _compile_listening(chroma, v, question_seconds, system_prompt)
+            questions = _heard_lengths(chroma, heard, question_seconds, system_prompt)
+            yield from _differing((Request(question, *rest) for question in questions), sizes)
+
+
+def _differing(
+    requests: Iterable[Request], sizes: Callable[[Request], Hashable | None]
+) -> Iterator[Request]:
+    """Of requests with heard questions those that run different programs, with caches that they may give away."""
+    seen = set()
+    for request in requests:
+        question, wanted = request.question, sizes(request)
+        if wanted and (question.cache.size, wanted) not in seen:
+            seen.add((question.cache.size, wanted))
+            cache = jax.tree.map(jnp.copy, question.cache)
+            yield request._replace(question=question._replace(cache=cache))
+
+
+def _heard_lengths(
+    chroma: Chroma, heard: Mapping[int, Heard], seconds: float, system_prompt: str | None
+) -> Iterator[Heard]:
+    """Heard questions of all lengths up to this one; `heard` has one for each size of the cache."""
+    text, audio = _text(chroma, system_prompt), chroma.config.reasoner.audio
+    for frames in _lengths(chroma, seconds, text):
+        length = text + audio.num_features(frames)
+        size = min((size for size in heard if size >= length), default=max(heard))
+        yield heard[size]._replace(length=length)
 
 
 def _question_shapes(
@@ -156,17 +216,21 @@ def _blank(chroma: Chroma, length: int, chunks: int) -> Prompt:
 
 def _compile_listening(
     chroma: Chroma, voice: Voice, seconds: float, system_prompt: str | None
-) -> Heard:
-    """Listens to silence: one chunk, many at once, the end of a question; longer and longer, for the sizes of the cache."""
-    chunk = chroma.config.reasoner.audio.chunk_frames * chroma.processor.mel.hop_length
+) -> dict[int, Heard]:
+    """Listens to silence: one chunk, many at once, the end of a question; longer and longer. One question for each size of the cache."""
+    mel, audio = chroma.processor.mel, chroma.config.reasoner.audio
+    chunk = audio.chunk_frames * mel.hop_length
     many = np.zeros(CHUNKS_PER_CALL * chunk, np.float32)
-    rounds, most = 1, max(1, int(seconds * chroma.processor.mel.sampling_rate) // len(many))
+    longest = _lengths(chroma, seconds, _text(chroma, system_prompt))[-1] * mel.hop_length
+    rounds, most = 1, max(1, longest // len(many))
+    heard: dict[int, Heard] = {}
     while True:
         with chroma.listen(voice=voice, system_prompt=system_prompt) as listening:
             for _ in range(rounds):
                 listening.push(many)
             listening.push(many[: chunk + chunk // 2])
-            heard = listening.request().question
+            question = listening.request().question
+        heard[question.cache.size] = question
         if rounds == most:
             return heard
         rounds = min(2 * rounds, most)

@@ -68,7 +68,8 @@ def _einsum(spec: str, x: jax.Array, weights: jax.Array, dtype: str | None) -> j
         return jnp.einsum(spec, x, weights, preferred_element_type=dtype)
 
     joined = spec == "BTNH,NHD->BTD"
-    if x.size == math.prod(x.shape[-2:] if joined else x.shape[-1:]):
+    summed = 2 if joined else 1
+    if x.ndim > summed and x.size == math.prod(x.shape[-summed:]):
         return _one_row(plain, x, weights, dtype)
     if joined:
         # One summed axis for two: XLA on CPUs would copy the kernel to sum over both.

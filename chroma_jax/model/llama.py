@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from chroma_jax.config import LlamaConfig
-from chroma_jax.model import kv_cache
+from chroma_jax.model import attention, kv_cache
 from chroma_jax.model.kv_cache import KVCache
 from chroma_jax.model.layers import normal, project, rematerialised, rms_norm, zeros
 from chroma_jax.model.rope import apply_rotary, rotary_angles
@@ -48,11 +48,14 @@ class Attention(nnx.Module):
             v = v + self.v_bias[...].astype(dtype)
         return apply_rotary(q, cos, sin), apply_rotary(k, cos, sin), v
 
-    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-        """Softmax attention (in float32) of q over k, v [B, S, K, H] where mask [B or 1, T, S] -> [B, T, D]."""
-        mask = jnp.broadcast_to(mask, (q.shape[0], *mask.shape[1:]))
-        out = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
-        return project("BTNH,NHD->BTD", out, self.o)
+    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """Softmax attention (in float32) of q over k, v [B, S, K, H] under a mask [B or 1, T, S] -> [B, T, D].
+
+        Without a mask, causal attention by the TPU kernel; see `attention.causal_mask`.
+        """
+        if mask is None:
+            return project("BNTH,NHD->BTD", attention.flash(q, k, v), self.o)
+        return project("BTNH,NHD->BTD", attention.attend(q, k, v, mask), self.o)
 
 
 class Block(nnx.Module):
@@ -102,8 +105,9 @@ class Llama(nnx.Module):
         Returns hidden states [B, T, D] and a cache of `size` >= T positions that holds `lengths` of each row.
         """
         y, (k, v) = self._sequence(x, positions, None, keep=True)
-        room = [(0, 0), (0, 0), (0, size - x.shape[1]), (0, 0), (0, 0)]
-        return y, KVCache(jnp.pad(k, room), jnp.pad(v, room), lengths.astype(jnp.int32))
+        room = [(0, 0), (0, 0), (0, size - x.shape[1]), (0, 0)]
+        k, v = (jnp.pad(kv_cache.flat(x), room) for x in (k, v))
+        return y, KVCache(k, v, lengths.astype(jnp.int32))
 
     def init_state(self, batch: int, size: int) -> KVCache:
         """An empty cache for `step`."""
@@ -133,7 +137,8 @@ class Llama(nnx.Module):
             q, k, v = block.attention.project(block.attention_norm(x), cos, sin)
             k_stack = kv_cache.write(k_stack, index, slots, k)
             v_stack = kv_cache.write(v_stack, index, slots, v)
-            x = x + block.attention.attend(q, k_stack[index], v_stack[index], mask)
+            out = kv_cache.attend(q, k_stack[index], v_stack[index], mask)
+            x = x + project("BTNH,NHD->BTD", out, block.attention.o)
             return (block.mlp(x), k_stack, v_stack), None
 
         carry = (x.astype(cfg.dtype), cache.k, cache.v)
@@ -147,7 +152,10 @@ class Llama(nnx.Module):
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(width), (batch, width))
         if mask is None:
-            mask = jnp.tril(jnp.ones((1, width, width), bool))
+            mask = attention.causal_mask(width, cfg.head_dim)
+        if mask is None:
+            # Once for all layers: what is added stands behind every position, and none sees it.
+            x, positions = (attention.pad(a, axis) for a, axis in ((x, 1), (positions, -1)))
         cos, sin = rotary_angles(cfg.rope, cfg.head_dim, positions)
 
         def layer(x, scanned):
@@ -158,4 +166,5 @@ class Llama(nnx.Module):
 
         layer = rematerialised(layer, cfg.remat)
         x, kv = over_layers(layer, constrain(x.astype(cfg.dtype), ROWS), self.layers)
-        return self.norm(x), kv
+        kv = jax.tree.map(lambda a: a[:, :, :width], kv)
+        return self.norm(x[:, :width]), kv

@@ -26,6 +26,8 @@ def over_layers(
     """lax.scan of body(carry, (layer, *xs)) over stacked layers, or the same one by one over an nnx.List of them."""
     if not isinstance(layers, nnx.List):
         return jax.lax.scan(body, carry, (layers, *xs))
+    # Traced once and then copied: the program is the same, and is made in half the time.
+    body = jax.jit(body, inline=True)
     outs = []
     for index, layer in enumerate(layers):
         carry, out = body(carry, (layer, *(x[index] for x in xs)))

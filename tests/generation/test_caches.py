@@ -11,6 +11,7 @@ from chroma_jax import Chroma, Sampling, Turn, Voice
 from chroma_jax.generation import caches, runtime
 from chroma_jax.generation.caches import CacheSizes, Room, final_sizes, ladder
 from chroma_jax.generation.stream_batch import StreamBatch
+from chroma_jax.generation.voice import EncodedVoice
 from chroma_jax.model.chroma import abstract_model
 
 
@@ -171,3 +172,18 @@ def test_a_voice_is_heard_once(golden, voice, short_voice, monkeypatch):
     assert len(heard) == 4
     chroma.hear_voice(short_voice)
     assert len(heard) == 5
+
+
+def test_a_voice_is_heard_while_its_codes_are_on_their_way(golden, short_voice, tmp_path):
+    fresh = Voice((short_voice.wave, 24000), short_voice.text)
+    chroma, other = (Chroma(golden.model, golden.processor) for _ in range(2))
+    request = dict(max_seconds=0.16)
+    got = chroma.reply(Turn(text="Hi."), voice=fresh, **request)
+    assert isinstance(fresh._codes[chroma._codec_id], EncodedVoice)
+    fresh.save(tmp_path / "voice.npz")
+    loaded = Voice.load(tmp_path / "voice.npz")
+    codes = runtime.encode_voice(golden.model, fresh.wave)
+    for voice in (fresh, loaded):
+        np.testing.assert_array_equal(voice.codes(chroma._codec_id), codes)
+        np.testing.assert_array_equal(chroma.encode_voice(voice), codes)
+    same(got, other.reply(Turn(text="Hi."), voice=loaded, **request))

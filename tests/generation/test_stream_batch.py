@@ -1,11 +1,14 @@
 """Streams that come and go in one running batch give what they give alone, and nothing compiles twice."""
 
+import jax
 import numpy as np
 import pytest
 
-from chroma_jax import Sampling, TokenSampling, Turn, Voice
-from chroma_jax.generation import stream_batch
+from chroma_jax import Chroma, Sampling, TokenSampling, Turn, Voice
+from chroma_jax.generation import caches, stream_batch
+from chroma_jax.generation.caches import CacheSizes, Room
 from chroma_jax.generation.stream_batch import BatchFull, StreamBatch
+from chroma_jax.schedule import POSITIONS_PER_BEAT
 
 HOT = Sampling(temperature=0.9, top_k=40)
 
@@ -137,3 +140,100 @@ def test_what_does_not_fit_is_refused(make, golden, requests, voice):
     for bad in (dict(slots=0), dict(positions=4096), dict(max_pending=0), dict(queue=-1)):
         with pytest.raises(ValueError, match=next(iter(bad))):
             make(**bad)
+
+
+@pytest.fixture
+def compilations():
+    """Counts the programs that XLA makes, whoever asks for them: the list grows by one with each."""
+    made = []
+
+    def heard(event, seconds, **about):
+        if event == "/jax/core/compile/backend_compile_duration":
+            made.append(about.get("fun_name", seconds))
+
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    yield made
+    jax.monitoring.unregister_event_duration_listener(heard)
+
+
+def test_nothing_is_compiled_after_warmup(golden, voice, requests, alone, compilations):
+    chroma, other = Chroma(golden.model, golden.processor), requests[1]["voice"]
+    spoken = (voice.wave[:9000], 24000)
+    batch = StreamBatch(chroma, slots=3, question_positions=512, positions=512)
+    assert batch.warmup(voice=[voice, other], question_seconds=0.5, max_seconds=6.0) > 0
+    assert len(compilations) > 10
+    compilations.clear()
+    # A short voice first, in small caches; then a long one joins, then the first one's answer outgrows them.
+    long = dict(voice=Voice((voice.wave[:39000], 24000), "and mr john daswood"), max_seconds=6.0)
+    streams = [batch.admit(spoken, **long)]
+    batch.step()
+    small = batch._state.backbone.size
+    streams += [batch.admit(**requests[i]) for i in (1, 2)]
+    listening = chroma.listen(voice=other)
+    listening.push(*spoken)
+    batch.step()
+    streams.append(batch.admit_request(listening.request(max_seconds=0.5)))
+    cancelled = batch.admit(**requests[3])
+    while streams[1].finish_reason == "running" or None not in batch._slots:
+        batch.step()
+    batch.cancel(cancelled)
+    streams += [batch.admit(**requests[i]) for i in (0, 4)]
+    while batch.busy:
+        batch.step()
+    assert compilations == []
+    assert batch._state.backbone.size > small
+    for stream, index in zip((*streams[1:3], *streams[4:]), (1, 2, 0, 4), strict=True):
+        same(stream, alone[index])
+    assert len(streams[0].take()) > 30
+    with pytest.raises(ValueError, match="no spoken question fits"):
+        StreamBatch(golden, slots=1, question_positions=64).warmup(voice=voice)
+
+
+def test_a_batch_is_warmed_up_before_its_streams(make, requests, alone):
+    batch = make()
+    stream = batch.admit(**requests[1])
+    with pytest.raises(ValueError, match="0 run and 1 wait"):
+        batch.warmup(voice=requests[1]["voice"])
+    run(batch)
+    same(stream, alone[1])
+    # Between streams it does no harm.
+    batch.warmup(voice=requests[1]["voice"], question_seconds=0.2, max_seconds=0.5, listening=False)
+    assert not batch.busy
+    assert batch.num_free == 2
+    stream = batch.admit(**requests[4])
+    run(batch)
+    same(stream, alone[4])
+
+
+@pytest.mark.parametrize("limits", [(2048, 2048), (768, 600)], ids=["model's", "own"])
+def test_all_sizes_that_a_batch_can_have_are_known(limits):
+    """A crowd of random rows, as far as the caches' sizes go."""
+    limits, most, slots = CacheSizes(*limits), 60, 3
+    rng = np.random.default_rng(0)
+    every = set()
+    for _ in range(40):
+        prompts = [tuple(rng.integers((20, 10), (400, 300))) for _ in range(4)]
+        known = set(stream_batch._reachable(limits, prompts, most + 2 + caches.BEATS_AHEAD))
+        room, left, sizes, seen = Room(limits, slots), np.zeros(slots, int), None, set()
+        for _ in range(400):
+            # As `StreamBatch`: one row joins, then a beat of all; the end of a row is known one beat late.
+            if rng.random() < 0.1 and (left == 0).any():
+                slot, prompt = int(np.argmin(left)), prompts[rng.integers(4)]
+                left[slot] = rng.integers(1, most + 1) + 1
+                alone = Room(limits, 1)
+                alone.enter(0, *prompt)
+                room.enter(slot, *prompt)
+                sizes = room.sizes(present=sizes or alone.sizes())
+                seen.add(sizes)
+            if not left.any():
+                continue
+            sizes = room.sizes(1, sizes)
+            seen.add(sizes)
+            room._length += POSITIONS_PER_BEAT
+            ended = left == 1
+            left = np.maximum(left - 1, 0)
+            for slot in np.flatnonzero(ended):
+                room.leave(slot)
+        assert seen <= known
+        every |= seen
+    assert len(every) > 3

@@ -4,8 +4,8 @@ A position sees itself and the window - 1 positions before it. Whole sequences a
 which each attends to itself and to the block before; streams keep the last window of keys and values in a ring buffer. So
 memory grows linearly with a sequence, and not at all with a stream.
 
-Axes: B batch, T positions, S keys, W window, D width, N heads, K kv heads, G heads per kv head, H head dim, F ff width,
-L layers. Source: Mimi (arXiv 2410.00037, section 3.3.1); transformers' modeling_mimi.py, MimiTransformerModel.
+Axes: B batch, T positions, S keys, W window, D width, N heads, K kv heads, H head dim, C = K * H,
+F ff width, L layers. Source: Mimi (arXiv 2410.00037, section 3.3.1); transformers' modeling_mimi.py, MimiTransformerModel.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from chroma_jax.config import CodecConfig
+from chroma_jax.model import kv_cache
 from chroma_jax.model.layers import layer_norm, normal
 from chroma_jax.model.rope import apply_rotary, rotary_angles
 
@@ -24,16 +25,16 @@ from chroma_jax.model.rope import apply_rotary, rotary_angles
 class TransformerState(NamedTuple):
     """Ring buffers over the last W positions: position p lies in slot p mod W."""
 
-    k: jax.Array  # [L, B, W, K, H], rotated
-    v: jax.Array  # [L, B, W, K, H]
+    k: jax.Array  # [L, B, W, C], rotated
+    v: jax.Array  # [L, B, W, C]
     position: jax.Array  # [B] int32, positions seen so far
 
 
 class Past(NamedTuple):
     """Keys and values from before the chunk; a negative position marks an empty slot."""
 
-    k: jax.Array  # [B, S, K, H]
-    v: jax.Array  # [B, S, K, H]
+    k: jax.Array  # [B, S, C]
+    v: jax.Array  # [B, S, C]
     positions: jax.Array  # [B, S] int32
 
 
@@ -84,19 +85,14 @@ def attend(
     q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array, past: Past | None, window: int
 ) -> jax.Array:
     """Sliding-window attention of q [B, T, N, H] at `positions` [B, T] over the chunk itself and what is past."""
-    k_positions = positions
+    k, v, k_positions = kv_cache.flat(k), kv_cache.flat(v), positions
     if past is not None:
         k = jnp.concatenate([past.k, k], axis=1)
         v = jnp.concatenate([past.v, v], axis=1)
         k_positions = jnp.concatenate([past.positions, positions], axis=1)
     ago = positions[:, :, None] - k_positions[:, None, :]
     seen = (ago >= 0) & (ago < window) & (k_positions >= 0)[:, None]  # [B, T, S]
-    B, T, N, H = q.shape
-    q = q.reshape(B, T, k.shape[2], -1, H)
-    logits = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32) * H**-0.5
-    logits = jnp.where(seen[:, None, None], logits, jnp.finfo(jnp.float32).min)
-    probs = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum("BKGTS,BSKH->BTKGH", probs, v).reshape(B, T, N, H)
+    return kv_cache.attend(q, k, v, seen)
 
 
 class SlidingTransformer(nnx.Module):
@@ -128,7 +124,9 @@ class SlidingTransformer(nnx.Module):
             q, k, v = module.project(x, angles)
             # The first block has none before it: its past positions are negative.
             past = (
-                Past(block_before(k), block_before(v), positions - window) if blocks > 1 else None
+                Past(*(block_before(kv_cache.flat(x)) for x in (k, v)), positions - window)
+                if blocks > 1
+                else None
             )
             return module.finish(x, attend(q, k, v, positions, past, self.cfg.sliding_window)), None
 
@@ -138,7 +136,8 @@ class SlidingTransformer(nnx.Module):
     def init_state(self, batch: int) -> TransformerState:
         """The state before the first chunk of `batch` streams."""
         cfg = self.cfg
-        shape = (cfg.num_layers, batch, cfg.sliding_window, cfg.num_kv_heads, cfg.head_dim)
+        width = cfg.num_kv_heads * cfg.head_dim
+        shape = (cfg.num_layers, batch, cfg.sliding_window, width)
         return TransformerState(
             jnp.zeros(shape, cfg.dtype), jnp.zeros(shape, cfg.dtype), jnp.zeros((batch,), jnp.int32)
         )
@@ -156,7 +155,8 @@ class SlidingTransformer(nnx.Module):
             module, k_ring, v_ring = scanned
             q, k, v = module.project(x, angles)
             past = Past(k_ring, v_ring, past_positions)
-            return module.finish(x, attend(q, k, v, positions, past, window)), (k, v)
+            x = module.finish(x, attend(q, k, v, positions, past, window))
+            return x, (kv_cache.flat(k), kv_cache.flat(v))
 
         x, (k, v) = jax.lax.scan(layer, x.astype(self.cfg.dtype), (self.layers, state.k, state.v))
         # All layers are written at once, after the scan has only read. Of a chunk longer than the window, only the end

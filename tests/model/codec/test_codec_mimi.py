@@ -203,7 +203,7 @@ def test_a_row_of_a_stream_can_start_later(usual):
     fresh = codec.init_decode_state(2)
 
     def second_row_from(fresh, old):
-        axis = {5: 1}.get(old.ndim, 0)  # rings are [L, B, ...]
+        axis = {4: 1}.get(old.ndim, 0)  # rings are [L, B, ...]
         index = np.arange(2).reshape([-1 if a == axis else 1 for a in range(old.ndim)])
         return np.where(index == 1, fresh, old)
 
