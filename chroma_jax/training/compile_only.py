@@ -30,7 +30,14 @@ from chroma_jax.data.voices import VoiceLimits
 from chroma_jax.training import flops, hlo
 from chroma_jax.training.config import TrainConfig
 from chroma_jax.training.step import Trainer, build
-from chroma_jax.training.tpu import GIB, of_device, topology_devices, torus, transfer_seconds
+from chroma_jax.training.tpu import (
+    GIB,
+    kernel_cycles,
+    of_device,
+    topology_devices,
+    torus,
+    transfer_seconds,
+)
 
 
 class BatchSize(NamedTuple):
@@ -184,9 +191,10 @@ def report(
         "memory": counts.hbm_bytes / chip.bandwidth,
         "interconnect": beside + alone,
     }
-    compiler = None if counts.cycles is None else counts.cycles / chip.clock
-    # Without the compiler's word: one after the other, 5 % below it for the published model on v5e.
-    busy = compiler or bounds["compute"] + bounds["memory"]
+    kernels = sum(k.runs * kernel_cycles(k, chip) for k in counts.kernels) / chip.clock
+    compiler = None if counts.cycles is None else counts.cycles / chip.clock + kernels
+    # Without the compiler's word: one after the other.
+    busy = compiler or bounds["compute"] + bounds["memory"] + kernels
     seconds = max(busy, bounds["compute"], bounds["memory"], beside) + alone
     positions = size.voice_ids + size.voice_frames + 3 + 2 * size.text + size.frames
     audio = size.rows * size.frames / cfg.codec.frame_rate
@@ -203,6 +211,7 @@ def report(
         # The compiler's own sum counts loop bodies once, and may be negative where it has no cost for an operation.
         optimal_seconds_loops_once=optimal,
         compiler_seconds=compiler,
+        kernel_seconds=kernels,
         waiting_seconds=alone,
         bounds=bounds,
         limit=max(bounds, key=bounds.get),
@@ -337,6 +346,7 @@ def markdown(results: dict[str, Any]) -> str:
             ("lower bounds", bounds),
             ("limited by", r["limit"]),
             ("compiler's estimate without collectives", f"{1e3 * compiler:.1f} ms" if compiler else "unknown"),
+            ("of it attention kernels", f"{1e3 * r['kernel_seconds']:.1f} ms"),
             ("waiting for collectives", f"{1e3 * r['waiting_seconds']:.1f} ms"),
             ("estimated step", f"{1e3 * r['seconds']:.1f} ms"),
             ("positions per second per chip", f"{r['tokens_per_second']:,.0f}"),

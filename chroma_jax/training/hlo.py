@@ -14,6 +14,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -69,18 +70,29 @@ class Transfer:
     overlapped: bool
 
 
+class Kernel(NamedTuple):
+    """A Pallas kernel in the program: its name, how often it runs, and the shapes of its operands."""
+
+    name: str
+    runs: int
+    operands: tuple[tuple[int, ...], ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class Counts:
     """Per device and run of the program.
 
     Attributes:
       transfers: the collectives.
-      hbm_bytes: read from and written to main memory by fusions and operations outside them.
-      cycles: what the compiler estimates for them, summed; None where it does not say. Collectives that stand alone are
-        not in it.
+      kernels: Pallas kernels.
+      hbm_bytes: read from and written to main memory by fusions and operations outside them, and by kernels, as if these read
+        each operand once.
+      cycles: what the compiler estimates for them, summed; None where it does not say. Collectives that stand alone and
+        kernels are not in it.
     """
 
     transfers: tuple[Transfer, ...]
+    kernels: tuple[Kernel, ...]
     hbm_bytes: int
     cycles: int | None
 
@@ -110,7 +122,7 @@ def count(text: str) -> Counts:
                 runs = is_scheduled and instruction.op in ("while", "call", "conditional")
                 todo.append((callee, factor * repeats, runs))
 
-    cycles, moved = 0, 0
+    cycles, moved, kernels = 0, 0, []
     channels: dict[tuple[str, str], Transfer] = {}
     for name, instructions in computations.items():
         if name not in times:
@@ -136,7 +148,10 @@ def count(text: str) -> Counts:
                 if instruction.op != "while" and estimate:
                     cycles += int(estimate[1]) * times[name]
                 moved += _hbm_bytes(instruction, results, computations) * times[name]
-    return Counts(tuple(channels.values()), moved, cycles or None)
+                if 'custom_call_target="tpu_custom_call"' in instruction.rest:
+                    shapes = (_dims(results.get(operand, "")) for operand in instruction.operands)
+                    kernels.append(Kernel(instruction.name, times[name], tuple(shapes)))
+    return Counts(tuple(channels.values()), tuple(kernels), moved, cycles or None)
 
 
 def parameter_bytes(text: str) -> int:
@@ -216,6 +231,12 @@ def _size(result: str, everywhere: bool = False) -> int:
     return total
 
 
+def _dims(result: str) -> tuple[int, ...]:
+    """The shape of a result that is one array; () of others."""
+    found = _SHAPE.findall(result)
+    return tuple(int(n) for n in found[0][1].split(",") if n) if len(found) == 1 else ()
+
+
 def _collective(computation: str, instruction: Instruction, results) -> tuple[str, int]:
     kind = instruction.op.removesuffix("-start")
     if kind == "all-reduce" and "all-reduce-scatter" in computation:
@@ -227,38 +248,79 @@ def _collective(computation: str, instruction: Instruction, results) -> tuple[st
 
 
 def _hbm_bytes(instruction: Instruction, results, computations) -> int:
-    if instruction.op in _FREE or instruction.op.endswith("-done"):
+    if instruction.op in _FREE or instruction.op.endswith(("-done", "-update")):
         return 0
-    if instruction.op == "dynamic-slice":
+    if instruction.op in ("slice", "dynamic-slice", "gather"):
         return 2 * _size(instruction.result)
     if instruction.op == "dynamic-update-slice":
         return 2 * _size(results.get(instruction.operands[1], ""))
-    inside = computations.get(instruction.attribute("calls") or "", ())
-    written = _size(instruction.result)
-    in_place = None
-    for i in inside:
-        if i.root and i.op == "dynamic-update-slice" and len(i.operands) > 1:
-            # Only the new part is written, and the buffer it goes into is not read.
-            shapes = {j.name: j.result for j in inside}
-            written, in_place = (
-                min(written, _size(shapes.get(i.operands[1], ""), True)),
-                i.operands[0],
-            )
-    read = 0
-    for index, operand in enumerate(instruction.operands):
-        size = _size(results.get(operand, ""))
-        name = next(
-            (i.name for i in inside if i.op == "parameter" and i.rest.startswith(f"{index})")), None
-        )
-        users = [i for i in inside if name is not None and name in i.operands]
-        if name is not None and name == in_place:
-            continue
-        if users and all(
-            i.op in ("dynamic-slice", "gather") and i.operands[0] == name for i in users
-        ):
-            size = min(size, sum(_size(i.result, True) for i in users))
-        read += size
     if instruction.op == "copy-start":
         # Result: destination, source, context. One is read, the other written.
         return _size(instruction.result)
+    inside = computations.get(instruction.attribute("calls") or "", ())
+    result = instruction.result
+    if instruction.op == "async-start" and inside:
+        result = inside[-1].result  # its own holds the operands and a context, too
+    # Of what is updated in place only the new part is written, and the buffer that it goes into is not read.
+    written, in_place = _size(result), []
+    for update, whole in _updates(inside, result):
+        shapes = {i.name: i.result for i in inside}
+        written += min(0, _size(shapes.get(update.operands[1], ""), True) - whole)
+        in_place.append(_origin(update.operands[0], inside))
+    read = 0
+    for index, operand in enumerate(instruction.operands):
+        name = _parameter(inside, index)
+        if name is not None and name in in_place:
+            continue
+        size = _size(results.get(operand, ""))
+        part = None if name is None else _part_read(name, inside, computations)
+        read += size if part is None else min(size, part)
     return read + written
+
+
+def _updates(inside, result: str) -> Iterator[tuple[Instruction, int]]:
+    """The dynamic-update-slices among a fusion's results, with the bytes of each of those in main memory."""
+    by_name = {i.name: i for i in inside}
+    root = next((i for i in inside if i.root), None)
+    if root is None:
+        return
+    names = root.operands if root.op == "tuple" else [root.name]
+    for name, shape in zip(names, _SHAPE.finditer(result), strict=False):
+        found = by_name.get(_origin(name, inside))
+        if found is not None and found.op == "dynamic-update-slice" and len(found.operands) > 1:
+            yield found, _size(shape[0])
+
+
+def _origin(name: str, inside) -> str:
+    """The instruction behind any bitcasts."""
+    by_name = {i.name: i for i in inside}
+    while name in by_name and by_name[name].op == "bitcast":
+        name = by_name[name].operands[0]
+    return name
+
+
+def _parameter(inside, index: int) -> str | None:
+    """The name of a computation's parameter."""
+    found = (i.name for i in inside if i.op == "parameter" and i.rest.startswith(f"{index})"))
+    return next(found, None)
+
+
+def _part_read(name: str, inside, computations) -> int | None:
+    """Bytes that a computation reads of a value of which it takes parts only; None: it reads all. Fusions nest."""
+    total = 0
+    for user in (i for i in inside if name in i.operands):
+        if user.op in ("slice", "dynamic-slice", "gather") and user.operands[0] == name:
+            total += _size(user.result, True)
+            continue
+        if user.op == "bitcast" and not user.root:
+            part = _part_read(user.name, inside, computations)
+        elif user.op == "fusion" and user.operands.count(name) == 1:
+            within = computations.get(user.attribute("calls") or "", ())
+            parameter = _parameter(within, user.operands.index(name))
+            part = parameter and _part_read(parameter, within, computations)
+        else:
+            part = None
+        if part is None:
+            return None
+        total += part
+    return total

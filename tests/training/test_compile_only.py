@@ -92,6 +92,81 @@ def test_a_program_is_counted_with_its_loops():
     assert counts.hbm_bytes == in_loop + 2 * 2400 + 2 * 2400
 
 
+PARTS = """HloModule m, is_scheduled=true
+
+%inner (p: f32[6,100], i: s32[]) -> f32[100] {
+  %p0 = f32[6,100]{1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  %ds = f32[1,100]{1,0} dynamic-slice(%p0, %p1, %p1), dynamic_slice_sizes={1,100}
+  ROOT %b = f32[100]{0} bitcast(%ds)
+}
+
+%outer (p: f32[6,100], i: s32[]) -> f32[100] {
+  %q0 = f32[6,100]{1,0} parameter(0)
+  %q1 = s32[] parameter(1)
+  %f = f32[100]{0} fusion(%q0, %q1), kind=kLoop, calls=%inner
+  ROOT %n = f32[100]{0} negate(%f)
+}
+
+%two_results (p: f32[6,100], i: s32[], x: f32[100]) -> (f32[6,100], f32[100]) {
+  %r0 = f32[6,100]{1,0} parameter(0)
+  %r1 = s32[] parameter(1)
+  %r2 = f32[100]{0} parameter(2)
+  %new = f32[1,100]{1,0} bitcast(%r2)
+  %dus = f32[6,100]{1,0} dynamic-update-slice(%r0, %new, %r1, %r1)
+  ROOT %both = (f32[6,100]{1,0}, f32[100]{0}) tuple(%dus, %r2)
+}
+
+%part (p: s8[800]) -> s8[80] {
+  %s0 = s8[800]{0} parameter(0)
+  ROOT %s = s8[80]{0:T(8)S(1)} slice(%s0), slice={[0:80]}
+}
+
+ENTRY %main (x: f32[6,100], i: s32[], w: s8[800]) -> f32[6,100] {
+  %x = f32[6,100]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %w = s8[800]{0} parameter(2)
+  OPERATION
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("operation", "nbytes"),
+    [
+        # A part, the index, and the result; one is 400 bytes, the whole 2400.
+        ("%y = f32[100]{0} fusion(%x, %i), kind=kLoop, calls=%outer", 400 + 4 + 400),
+        # What is written in place, and a second result, from a value read once.
+        (
+            "%y = (f32[6,100]{1,0}, f32[100]{0}) fusion(%x, %i, %f), kind=kLoop, calls=%two_results",
+            400 + 400 + 4,
+        ),
+        # Into other memory.
+        ("%y = ((s8[800]{0}), s8[80]{0:T(8)S(1)}, s32[]{:S(2)}) async-start(%w), calls=%part", 80),
+        ("%y = s8[80]{0:T(8)S(1)} async-done(%w)", 0),
+    ],
+    ids=["nested slice", "update in place", "prefetch", "its end"],
+)
+def test_parts_of_values(operation, nbytes):
+    assert hlo.count(PARTS.replace("OPERATION", operation)).hbm_bytes == nbytes
+
+
+def test_kernels_are_told_apart():
+    call = (
+        "%splash_mha_fwd.1 = (bf16[1,2,1280,64]{3,2,1,0}) custom-call(%i, %q), "
+        'custom_call_target="tpu_custom_call", frontend_attributes={}'
+    )
+    q = "%q = bf16[1,2,64,1280]{3,2,1,0:T(8,128)S(1)} bitcast(%x)"
+    (kernel,) = hlo.count(PARTS.replace("OPERATION", f"{q}\n  {call}")).kernels
+    assert kernel == hlo.Kernel("splash_mha_fwd.1", 1, ((), (1, 2, 64, 1280)))
+    chip = tpu.CHIPS["v5e"]._replace(attention=(3.0, 7.0))
+    # Three of four blocks of 640 x 640, twice.
+    assert tpu.kernel_cycles(kernel, chip) == 2 * 3 * 640**2 / 1024 * 3.0
+    back = kernel._replace(name="splash_mha_dkv_no_residuals")
+    assert tpu.kernel_cycles(back, chip) == 2 * 4 * 640**2 / 1024 * 7.0
+    assert tpu.kernel_cycles(kernel._replace(name="other"), chip) == 0
+
+
 def test_a_collective_in_pieces_is_counted_once():
     piece = "  %ag2 = f32[4,100]{1,0} all-gather(%row), channel_id=1, dimensions={0}\n  ROOT %out"
     assert hlo.count(MODULE.replace("  ROOT %out", piece)).collectives["all-gather"][0] == 6
@@ -225,6 +300,21 @@ def test_report():
     assert re.search(r"\| memory per chip \| \d+\.\d\d of 16 GiB", table)
     with pytest.raises(ValueError, match="8 places for 4 devices"):
         compile_only.report("v5e:2x2", small.CONFIG, small.change(config, mesh={"fsdp": 8}), SIZE)
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_long_sequences_take_the_kernel():
+    """Divided over rows and heads; the Decoder, whose sequences are short, does not."""
+    heads = dataclasses.replace(small.CONFIG.backbone.llama, head_dim=64, max_positions=1024)
+    cfg = dataclasses.replace(
+        small.CONFIG, backbone=dataclasses.replace(small.CONFIG.backbone, llama=heads)
+    )
+    config = small.train_config(compute_dtype="bfloat16", mesh={"fsdp": 2, "tensor": 2})
+    size = SIZE._replace(rows=4, text=100, frames=300)
+    assert compile_only.report("v5e:2x2", cfg, config, size, codegen=False)["kernel_seconds"] > 0
+    short = compile_only.report("v5e:2x2", cfg, config, SIZE, codegen=False)
+    assert short["kernel_seconds"] == 0
 
 
 @pytest.mark.slow
