@@ -232,9 +232,7 @@ class Memory(NamedTuple):
 
 def _compiled(trainer: Trainer, batch: Batch, _) -> tuple[str, Memory, float | None]:
     """The program as text, its memory, and the compiler's own estimate of its time."""
-    with tempfile.TemporaryDirectory() as dump:
-        compiled = _compile(trainer, batch, dump)
-        text = _dumped(dump, "after_codegen")
+    compiled, text = with_text(trainer.lower(batch))
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     new = memory.output_size_in_bytes - memory.alias_size_in_bytes
     sizes = Memory(
@@ -270,19 +268,25 @@ def _scheduled(trainer: Trainer, batch: Batch, call: tuple) -> tuple[str, Memory
     return text, Memory(read, max(0, total - read - _bytes_held(state)), 0), None
 
 
-def _compile(trainer: Trainer, batch: Batch, dump: str) -> jax.stages.Compiled:
-    """With what the compiler says about it under `dump`.
+def with_text(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
+    """A program for a TPU, compiled to machine code, and its text.
 
     `as_text()` of the result would have jaxlib read the program back, which knows fewer instructions than libtpu: it fails on
     programs that use the SparseCores of v5p and v6e.
     """
+    with tempfile.TemporaryDirectory() as dump:
+        return _compile(lowered, dump), _dumped(dump, "after_codegen")
+
+
+def _compile(lowered: jax.stages.Lowered, dump: str) -> jax.stages.Compiled:
+    """With what the compiler says about it under `dump`."""
     with _not_cached():
-        return trainer.lower(batch).compile({"xla_dump_to": dump, "xla_dump_hlo_as_text": True})
+        return lowered.compile({"xla_dump_to": dump, "xla_dump_hlo_as_text": True})
 
 
 def _compile_again(dump, topology, cfg, train_cfg, size, slices) -> None:
     mesh = sharding.make_mesh(train_cfg.mesh or {"fsdp": -1}, topology_devices(topology, slices))
-    _compile(build(cfg, train_cfg, mesh), batch_shapes(cfg, size), dump)
+    _compile(build(cfg, train_cfg, mesh).lower(batch_shapes(cfg, size)), dump)
 
 
 def _dumped(dump: str, stage: str) -> str:
