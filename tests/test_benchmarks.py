@@ -141,12 +141,14 @@ def test_spans_are_counted_once():
     assert program("start_up")._covered(spans) == 4.0
 
 
+@pytest.mark.slow
 def test_training(quick):
     ((step,),) = (table["rows"] for table in quick("training", "--rows=2").values())
     assert step["Backbone positions per s"] > 0
     assert step["TFLOP of a step"] > 0
 
 
+@pytest.mark.slow
 def test_peers(quick):
     pytest.importorskip("torch")
     pytest.importorskip("transformers.models.csm")

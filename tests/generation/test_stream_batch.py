@@ -156,6 +156,7 @@ def compilations():
     jax.monitoring.unregister_event_duration_listener(heard)
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_after_warmup(golden, voice, requests, alone, compilations):
     chroma, other = Chroma(golden.model, golden.processor), requests[1]["voice"]
     spoken = (voice.wave[:9000], 24000)

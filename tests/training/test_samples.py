@@ -92,6 +92,7 @@ MESHES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_on_a_mesh_it_says_the_same(spoken, golden_model, dataset, mesh):
     made, state, frozen = sampler(golden_model, dataset, train=small.train_config(mesh=mesh))
