@@ -30,7 +30,8 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     except ImportError:
         cli.fail("training needs ml_collections and more: pip install 'chroma_jax[train]'")
     to = dict(flag_values=values)
-    config_flags.DEFINE_config_file("config", None, "file with get_config(); --config.key=value changes it", **to)  # fmt: skip
+    # Keys are not its: `overrides` knows those that a file leaves out.
+    config_flags.DEFINE_config_file("config", None, "file with get_config(); --config.key=value changes it", sys_argv=[], **to)  # fmt: skip
     flags.DEFINE_string("workdir", None, "directory of the run: checkpoints, scalars, the trained model", **to)  # fmt: skip
     flags.DEFINE_enum("export", "end", ["end", "now", "never"], "write WORKDIR/model: after the last step; now, without a step; never", **to)  # fmt: skip
     flags.DEFINE_bool("distributed", False, "one of several processes: calls jax.distributed.initialize", **to)  # fmt: skip
@@ -41,8 +42,8 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_integer("slices", 1, "with --compile_only: how many of them", lower_bound=1, **to)
 
 
-def main(given: flags.FlagValues = flags.FLAGS) -> None:
-    """The command, once flags are parsed."""
+def main(given: flags.FlagValues = flags.FLAGS, changes: Sequence[tuple[str, str]] = ()) -> None:
+    """The command, once flags are parsed; `changes`: keys of the configuration and their values, as text."""
     if given.config is None:
         raise cli.CommandError("--config is missing, as in --config=configs/debug.py")
     if not (given.workdir or given.compile_only):
@@ -57,8 +58,10 @@ def main(given: flags.FlagValues = flags.FLAGS) -> None:
         raise cli.CommandError(
             "--coordinator, --num_processes and --process_id go together, with --distributed"
         )
+    from chroma_jax.training.overrides import override
     from chroma_jax.training.run_config import RunConfig
 
+    override(RunConfig, given.config, changes)
     config = RunConfig.from_dict(given.config)
     if given.compile_only:
         print(compile_only(config, given.compile_only, given.slices))
@@ -94,6 +97,16 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
+def split_changes(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """The command line, and what it changes in the configuration. Ends the command for a key without a value."""
+    from chroma_jax.training.overrides import split
+
+    try:
+        return split(argv)
+    except ValueError as e:
+        cli.fail(e)
+
+
 def check_config_file(argv: Sequence[str]) -> None:
     """Ends the command when --config names no file. Left to absl, that would read as an unknown flag --config.key."""
     for i, argument in enumerate(argv):
@@ -107,4 +120,5 @@ def check_config_file(argv: Sequence[str]) -> None:
 if __name__ == "__main__":
     check_config_file(sys.argv)
     define_flags()
-    cli.run(main)
+    sys.argv, changes = split_changes(sys.argv)
+    cli.run(lambda: main(changes=changes))

@@ -302,7 +302,7 @@ def test_killed_at_random_moments(dataset, golden_dir, config_file, tmp_path):
 
 BAD = {
     "no_such_dataset": (["--config.data.train=/absent"], "/absent: no such dataset directory"),
-    "unknown_key": (["--config.data.rows=3"], "no such key: 'rows'"),
+    "unknown_key": (["--config.data.evaluatoin=x"], "has no key data.evaluatoin; near it are data.evaluation"),
     "no_config_file": (["--config=/absent.py", "--config.steps=3"], "--config: /absent.py: no such file"),
 }  # fmt: skip
 
