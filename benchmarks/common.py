@@ -35,11 +35,11 @@ from flax import nnx  # noqa: E402
 from chroma_jax import schedule  # noqa: E402
 from chroma_jax.audio.batch import Inputs, normalize_inputs  # noqa: E402
 from chroma_jax.config import ChromaConfig, LlamaConfig, presets  # noqa: E402
-from chroma_jax.generation import caches, runtime  # noqa: E402
-from chroma_jax.generation.sampling import Sampling  # noqa: E402
-from chroma_jax.generation.state import BeatState, Prompt, row_axis  # noqa: E402
+from chroma_jax.engine import caches, programs  # noqa: E402
+from chroma_jax.engine.sampling import Sampling  # noqa: E402
+from chroma_jax.engine.state import BeatState, Prompt, row_axis  # noqa: E402
 from chroma_jax.model.chroma import ChromaModel, abstract_model  # noqa: E402
-from chroma_jax.model.held import Held, held  # noqa: E402
+from chroma_jax.model.flat import FlatModule  # noqa: E402
 from chroma_jax.model.unstacked import arranged  # noqa: E402
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Subject(NamedTuple):
     model: ChromaModel
     load_seconds: float
     notes: str
-    held: Held  # the model as the programs of every beat are given it
+    flat: FlatModule  # the model as the programs of every beat are given it
     directory: str | None = None  # of a checkpoint: its tokenizer is there
 
 
@@ -118,7 +118,7 @@ def open_subject(args: argparse.Namespace, *, force: bool = True) -> Subject:
         notes = f"Layers {args.layers}. {notes}"
     jax.block_until_ready(jax.tree.leaves(model))
     seconds = time.perf_counter() - start
-    return Subject(name, config, model, seconds, notes, held(model), directory)
+    return Subject(name, config, model, seconds, notes, FlatModule.of(model), directory)
 
 
 def chroma_of(subject: Subject) -> tuple[Chroma, dict[str, str]]:
@@ -225,7 +225,7 @@ def make_prompt(
     # A voice's codes are computed once and kept: they are no part of a reply.
     size = batch.voice_wave.shape[1] // codec.frame_samples
     codes = rng.integers(1, codec.codebook_size, (rows, size, config.num_codebooks))
-    return runtime.as_prompt(batch, codes, np.full(rows, voice_frames))
+    return programs.as_prompt(batch, codes, np.full(rows, voice_frames))
 
 
 class Live:
@@ -243,14 +243,14 @@ class Live:
         self.subject, self.audio = subject, audio
         rows = len(prompt.lengths)
         self.room = caches.room_of(subject.config, prompt, frames, grow=grow)
-        self.state = runtime.begin(
-            subject.held, prompt, frames, [Sampling()] * rows, [0] * rows, self.room.sizes()
+        self.state = programs.begin(
+            subject.flat, prompt, frames, [Sampling()] * rows, [0] * rows, self.room.sizes()
         )
 
     def beat(self) -> Any:
         """One beat of every row, its samples on the host."""
         state = self.room.make(self.state)
-        self.state, out = runtime.beat(self.subject.held, state, audio=self.audio)
+        self.state, out = programs.beat(self.subject.flat, state, audio=self.audio)
         return jax.device_get(out)
 
     def run(self, count: int, text_beats: int | None = None, sizes: list | None = None) -> Times:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from common import Live, Report, Subject, Times, milliseconds
 
-from chroma_jax.generation import runtime
+from chroma_jax.engine import programs
 
 
 def replies(subject: Subject, report: Report, args: argparse.Namespace) -> None:
@@ -142,7 +142,7 @@ def memory(subject: Subject, report: Report, args: argparse.Namespace) -> None:
         }
         rest = common.weight_bytes(state) - sum(counted.values())
         now = common.memory_in_use()
-        program = runtime.beat.lower(subject.held, state).compile().memory_analysis()
+        program = programs.beat.lower(subject.flat, state).compile().memory_analysis()
         rows.append(
             {
                 "streams": count,

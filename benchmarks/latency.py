@@ -24,7 +24,7 @@ from common import Live, Report, Subject, Times, milliseconds
 from growth import memory, questions, replies
 
 from chroma_jax import Voice
-from chroma_jax.generation import runtime
+from chroma_jax.engine import programs
 from chroma_jax.generation.reply import ReplyStream
 
 REAL_TIME = 0.160  # seconds: the sound of a beat
@@ -242,16 +242,16 @@ def table_4(subject: Subject, report: Report, args: argparse.Namespace) -> None:
             live.run(beats - 1, round(args.text * beats))
             total = time.perf_counter() - start
         whole(name, first, total)
-    calls = -(-beats // runtime.BEATS_PER_CALL)
+    calls = -(-beats // programs.BEATS_PER_CALL)
     for _ in range(2):
         start = time.perf_counter()
         state = Live(subject, prompt, 2 * beats, grow=False).state
         for _ in range(calls):
-            state, out = runtime.decode(subject.held, state, runtime.BEATS_PER_CALL)
+            state, out = programs.decode(subject.flat, state, programs.BEATS_PER_CALL)
             jax.device_get(out)
         total = time.perf_counter() - start
-    scale = beats / (calls * runtime.BEATS_PER_CALL)
-    whole(f"Overall, {runtime.BEATS_PER_CALL} beats per call", None, total * scale)
+    scale = beats / (calls * programs.BEATS_PER_CALL)
+    whole(f"Overall, {programs.BEATS_PER_CALL} beats per call", None, total * scale)
     report.table(
         f"One stream, a reply of {args.reply:g} s (layout of the paper's table 4)",
         rows,
@@ -275,7 +275,7 @@ def streams(subject: Subject, report: Report, args: argparse.Namespace) -> None:
             live = Live(subject, prompt, frames, grow=False)
             state = common.widen(live.state, count)
             start = time.perf_counter()
-            state, out = runtime.beat(subject.held, state)
+            state, out = programs.beat(subject.flat, state)
             jax.block_until_ready(out)
             first = time.perf_counter() - start
         except jax.errors.JaxRuntimeError as error:
@@ -286,7 +286,7 @@ def streams(subject: Subject, report: Report, args: argparse.Namespace) -> None:
         times = Times()
         for _ in range(min(5 if args.quick else 40, frames // 2 - 1)):
             start = time.perf_counter()
-            state, out = runtime.beat(subject.held, state)
+            state, out = programs.beat(subject.flat, state)
             jax.device_get(out)
             times.append(time.perf_counter() - start)
         what, peak = common.peak_memory()

@@ -26,8 +26,8 @@ from safetensors.numpy import load_file  # noqa: E402
 from chroma_jax.audio.batch import normalize_inputs  # noqa: E402
 from chroma_jax.audio.mel import mel_chunks  # noqa: E402
 from chroma_jax.checkpoint import load_torch  # noqa: E402
-from chroma_jax.generation import runtime  # noqa: E402
-from chroma_jax.generation.sampling import Sampling  # noqa: E402
+from chroma_jax.engine import programs  # noqa: E402
+from chroma_jax.engine.sampling import Sampling  # noqa: E402
 
 
 def error(got, want) -> float:
@@ -68,13 +68,13 @@ def measure(directory: pathlib.Path) -> list[tuple[str, str]]:
     for case in goldens.CASES:
         own = goldens.for_case(model, cases, case)
         batch = normalize_inputs(own.cfg, goldens.inputs_of(cases, case))
-        prompt = runtime.as_prompt(batch, *runtime.encode_voices(own, batch))
+        prompt = programs.as_prompt(batch, *programs.encode_voices(own, batch))
         frames = cases[f"{case}/frames"]
         count, length = frames.shape[:2]
         start = [Sampling()] * count, [0] * count
-        state = runtime.begin(own, prompt, length, *start)
+        state = programs.begin(own, prompt, length, *start)
         first = state.hidden, own.reasoner.logits(state.hidden)
-        _, out = runtime.decode(own, state, length // 2, trace=True)
+        _, out = programs.decode(own, state, length // 2, trace=True)
         out = jax.tree.map(lambda x: np.swapaxes(x, 0, 1), out)
         trace = out.trace
         flat = lambda x, n=count, t=length: x.reshape(n, t, *x.shape[3:])  # noqa: E731

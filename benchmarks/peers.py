@@ -23,7 +23,7 @@ import jax
 from common import Live, Report
 
 from chroma_jax import schedule
-from chroma_jax.generation import runtime
+from chroma_jax.engine import programs
 
 _REST = 0.5  # seconds between turns: threads of the one before may still spin, waiting for work
 
@@ -73,14 +73,14 @@ def main(argv: list[str] | None = None) -> None:
 
     def ours() -> tuple[float, float]:
         """Seconds per frame as `Chroma.reply` runs, and as a live stream does."""
-        each = runtime.BEATS_PER_CALL * schedule.FRAMES_PER_TEXT
+        each = programs.BEATS_PER_CALL * schedule.FRAMES_PER_TEXT
         calls = -(-frames // each)
         live = Live(subject, prompt, calls * each)
         state = jax.block_until_ready(live.state)
         start = time.perf_counter()
         for _ in range(calls):
-            state = live.room.make(state, runtime.BEATS_PER_CALL)
-            state, out = runtime.decode(subject.held, state, runtime.BEATS_PER_CALL)
+            state = live.room.make(state, programs.BEATS_PER_CALL)
+            state, out = programs.decode(subject.flat, state, programs.BEATS_PER_CALL)
             jax.device_get(out)
         whole = (time.perf_counter() - start) / (calls * each)
         live = Live(subject, prompt, frames + 2)
@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None) -> None:
         )
         report.keep(title, rows)
     names = (
-        f"chroma_jax, reply: {runtime.BEATS_PER_CALL} beats per call",
+        f"chroma_jax, reply: {programs.BEATS_PER_CALL} beats per call",
         "chroma_jax, stream: one beat per call",
     )
     for i, name in reversed(list(enumerate(names))):

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import stages
 from common import Report, Subject
 
-from chroma_jax.generation import runtime
+from chroma_jax.engine import programs
 from chroma_jax.training.flops import flops
 
 
@@ -83,7 +83,7 @@ def measure(subject: Subject, report: Report, quick: bool, rows: int) -> None:
         whole["flops"] += work
         whole["floor"] += floor
     beat, _ = common.step_through(
-        lambda s: runtime.beat(subject.held, s), state, repeats=repeats, warm=2
+        lambda s: programs.beat(subject.flat, s), state, repeats=repeats, warm=2
     )
     table.append(
         row("Whole beat", whole["bytes"], whole["flops"], bandwidth, rate, whole["floor"], beat.median)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from chroma_jax import schedule
-from chroma_jax.generation.beat import BeatState, Prompt
+from chroma_jax.engine.beat import BeatState, Prompt
 from chroma_jax.model.chroma import ChromaModel
 from chroma_jax.model.kv_cache import KVCache
 

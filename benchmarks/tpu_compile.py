@@ -26,8 +26,8 @@ from jax.sharding import SingleDeviceSharding
 from chroma_jax import Sampling
 from chroma_jax.config import chroma_4b
 from chroma_jax.config.types import QUANTIZED
-from chroma_jax.generation import beat
-from chroma_jax.generation.sampling import controls
+from chroma_jax.engine import beat
+from chroma_jax.engine.sampling import controls
 from chroma_jax.model.chroma import abstract_model
 from chroma_jax.training import compile_only, hlo, tpu
 

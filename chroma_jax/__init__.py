@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from chroma_jax.audio.chat import Turn
     from chroma_jax.config import ChromaConfig
-    from chroma_jax.generation.sampling import Sampling, TokenSampling
+    from chroma_jax.engine.sampling import Sampling, TokenSampling
     from chroma_jax.generation.session import Chroma, Chunk, Reply, Voice
     from chroma_jax.generation.warmup import compilation_cache
     from chroma_jax.model.quantized import quantize
@@ -20,8 +20,8 @@ _HOMES = {
     "ChromaConfig": "chroma_jax.config",
     "Chunk": "chroma_jax.generation.session",
     "Reply": "chroma_jax.generation.session",
-    "Sampling": "chroma_jax.generation.sampling",
-    "TokenSampling": "chroma_jax.generation.sampling",
+    "Sampling": "chroma_jax.engine.sampling",
+    "TokenSampling": "chroma_jax.engine.sampling",
     "Turn": "chroma_jax.audio.chat",
     "Voice": "chroma_jax.generation.session",
     "compilation_cache": "chroma_jax.generation.warmup",

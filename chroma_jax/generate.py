@@ -189,7 +189,7 @@ def main(given: flags.FlagValues = flags.FLAGS) -> None:
 def _report(
     chroma, reply, out: str, loading: float, warming: float, first_sound: float | None, total: float
 ) -> None:
-    from chroma_jax.generation.runtime import time_codec
+    from chroma_jax.engine.programs import time_codec
 
     report = {"loading": f"{loading:.2f} s", "compilation and warm-up": f"{warming:.2f} s"}
     if reply.seconds:

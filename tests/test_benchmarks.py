@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from chroma_jax.config import tiny
-from chroma_jax.generation import runtime
-from chroma_jax.generation.state import Finish
+from chroma_jax.engine import programs
+from chroma_jax.engine.state import Finish
 from chroma_jax.model.chroma import abstract_model
 
 FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
@@ -97,7 +97,7 @@ def test_latency_and_roofline(quick, subject):
     live = common.Live(subject, common.make_prompt(subject.config, 1, 2.0, 2.0), 10)
     live.run(5, text_beats=2)
     assert int(live.state.num_tokens[0]) == 2
-    assert runtime.finish_name(live.state.finish[0]) == Finish.LENGTH.name.lower()
+    assert programs.finish_name(live.state.finish[0]) == Finish.LENGTH.name.lower()
     tables = quick("roofline")
     (beat,) = (t["rows"] for name, t in tables.items() if name.startswith("One beat"))
     assert [row["stage"] for row in beat[:4]] == ["Reasoner", "Backbone", "Decoder", "Codec"]

@@ -32,11 +32,11 @@ from chroma_jax.audio.chat import Turn
 from chroma_jax.audio.mel import MelStream, mel_chunks
 from chroma_jax.audio.prompt import check_question_length
 from chroma_jax.audio.wav import AudioError, AudioStream
-from chroma_jax.generation import caches, runtime
+from chroma_jax.engine import caches, programs
+from chroma_jax.engine.request import Prefilled, Request, check_seed, check_voice, resized
+from chroma_jax.engine.sampling import Sampling
+from chroma_jax.engine.voice import Voice
 from chroma_jax.generation.reply import Reply, ReplyStream
-from chroma_jax.generation.request import Heard, Request, check_seed, check_voice, resized
-from chroma_jax.generation.sampling import Sampling
-from chroma_jax.generation.voice import Voice
 from chroma_jax.model.chroma import ChromaModel
 from chroma_jax.model.kv_cache import KVCache
 
@@ -77,7 +77,7 @@ class Listening:
         before, self._after = processor.open_question(history, text, system_prompt)
         self._sound = AudioStream(processor.mel.sampling_rate, name=_NAME)
         self._mel = MelStream(processor.mel, name=_NAME)
-        self._voice, self._voice_state = voice, chroma.hear_voice(voice, arrays)
+        self._voice, self._voice_state = voice, chroma.prefill_voice(voice, arrays)
         self._floors: list[float] = []  # with which each chunk was heard
         self._heard_anew_at = 0  # mel frames
         self._open = True
@@ -134,7 +134,7 @@ class Listening:
         self._check_open()
         seed = check_seed(seed)
         config, processor = self._chroma.config, self._chroma.processor
-        max_frames = runtime.max_frames_of(config, max_seconds, self._voice_state[1])
+        max_frames = programs.max_frames_of(config, max_seconds, self._voice_state[1])
         self._open = False
         self._take_in(self._sound.finish())
         mel, audio = self._mel, config.reasoner.audio
@@ -150,7 +150,7 @@ class Listening:
         placeholders = np.full(count, config.reasoner.audio_token_id, np.int32)
         hidden = self._hear(np.concatenate([placeholders, self._after]), rest)
         cache, self._cache = self._cache, None
-        question = Heard(hidden, cache, self._length)
+        question = Prefilled(hidden, cache, self._length)
         return Request(question, *self._voice_state, max_frames, sampling or Sampling(), seed)
 
     def reply(self, **request) -> Reply:
@@ -226,8 +226,8 @@ class Listening:
         row[0, : len(ids)] = ids
         self._make_room(len(ids))
         cache = self._cache._replace(length=jnp.full((1,), self._length, jnp.int32))
-        hidden, self._cache = runtime.hear(
-            self._chroma.held, cache, row, np.array([len(ids)], np.int32), chunks, lengths
+        hidden, self._cache = programs.extend(
+            self._chroma.flat, cache, row, np.array([len(ids)], np.int32), chunks, lengths
         )
         self._length += len(ids)
         return hidden

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from chroma_jax.audio.wav import save_wav
-from chroma_jax.generation import runtime
-from chroma_jax.generation.request import Request
-from chroma_jax.generation.state import Beat, Finish
+from chroma_jax.engine import programs
+from chroma_jax.engine.request import Request
+from chroma_jax.engine.state import Beat, Finish
 
 if TYPE_CHECKING:
     from chroma_jax.generation.session import Chroma
@@ -60,7 +60,7 @@ class ReplyStream:
         self._chunks: list[Chunk] = []
         self._finish = Finish.RUNNING
         self._room = request.room(chroma.config, grow=chroma.grow)
-        self._state = request.begin(chroma.held, self._room.sizes())
+        self._state = request.begin(chroma.flat, self._room.sizes())
         self._next: Beat | None = None
         self._dispatch()
 
@@ -102,7 +102,7 @@ class ReplyStream:
     @property
     def finish_reason(self) -> str:
         """Why the reply ended; "running" until it has, "cancelled" after `close`."""
-        return runtime.finish_name(self._finish)
+        return programs.finish_name(self._finish)
 
     def reply(self) -> Reply:
         """What has been given so far, as one reply; after the last chunk, exactly `Chroma.reply`'s."""
@@ -110,4 +110,4 @@ class ReplyStream:
 
     def _dispatch(self) -> None:
         state = self._room.make(self._state)
-        self._state, self._next = runtime.beat(self._chroma.held, state)
+        self._state, self._next = programs.beat(self._chroma.flat, state)

@@ -17,17 +17,17 @@ from chroma_jax.audio.chat import Conversation, Turn
 from chroma_jax.audio.prompt import Processor, VoiceArrays
 from chroma_jax.checkpoint import load
 from chroma_jax.config import ChromaConfig
-from chroma_jax.generation import caches, runtime
+from chroma_jax.engine import caches, programs
+from chroma_jax.engine.programs import Generated
+from chroma_jax.engine.request import Request, check_request, check_seed, voice_arrays
+from chroma_jax.engine.sampling import Sampling
+from chroma_jax.engine.state import Prompt
+from chroma_jax.engine.voice import EncodedVoice, KeptVoices, Voice
 from chroma_jax.generation.listening import Listening
 from chroma_jax.generation.reply import Chunk, Reply, ReplyStream
-from chroma_jax.generation.request import Request, check_request, check_seed, voice_arrays
-from chroma_jax.generation.runtime import Generated
-from chroma_jax.generation.sampling import Sampling
-from chroma_jax.generation.state import Prompt
-from chroma_jax.generation.voice import EncodedVoice, HeardVoices, Voice
 from chroma_jax.generation.warmup import warm_up
 from chroma_jax.model.chroma import ChromaModel, random_model
-from chroma_jax.model.held import held
+from chroma_jax.model.flat import FlatModule
 from chroma_jax.model.kv_cache import KVCache
 from chroma_jax.model.unstacked import arranged
 from chroma_jax.schedule import voice_length
@@ -57,10 +57,10 @@ class Chroma:
 
     def __init__(self, model: ChromaModel, processor: Processor, *, grow: bool = True):
         self.model = model
-        self.held = held(model)  # the same, as the programs of every beat are given it
+        self.flat = FlatModule.of(model)  # the same, as the programs of every beat are given it
         self.processor = processor
         self.grow = grow
-        self._voices = HeardVoices()
+        self._voices = KeptVoices()
 
     @classmethod
     def from_pretrained(
@@ -133,8 +133,8 @@ class Chroma:
     def answer(self, request: Request) -> Reply:
         """The whole reply to a request."""
         room = request.room(self.config, grow=self.grow)
-        state = request.begin(self.held, room.sizes())
-        out = runtime.run(self.held, state, request.max_frames, room=room)
+        state = request.begin(self.flat, room.sizes())
+        out = programs.run(self.flat, state, request.max_frames, room=room)
         tokens = out.text_tokens[0, : out.num_text_tokens[0]]
         return self._reply(
             tokens, out.frames[0, : out.num_frames[0]], out.audio[0], out.finish_reason[0]
@@ -244,21 +244,21 @@ class Chroma:
             raise ValueError(f"max_frames must be a whole number, at least 0, got {max_frames!r}")
         batch = normalize_inputs(self.config, inputs)
         rows = len(batch.lengths)
-        samplings = runtime.per_row("sampling", sampling or Sampling(), rows, Sampling)
-        seeds = [check_seed(s) for s in runtime.per_row("seed", seed, rows, (int, np.integer))]
-        prompt = runtime.as_prompt(batch, *runtime.encode_voices(self.model, batch))
+        samplings = programs.per_row("sampling", sampling or Sampling(), rows, Sampling)
+        seeds = [check_seed(s) for s in programs.per_row("seed", seed, rows, (int, np.integer))]
+        prompt = programs.as_prompt(batch, *programs.encode_voices(self.model, batch))
         room = caches.room_of(self.config, prompt, int(max_frames), grow=self.grow)
-        state = runtime.begin(
-            self.held, prompt, int(max_frames), samplings, seeds, sizes=room.sizes()
+        state = programs.begin(
+            self.flat, prompt, int(max_frames), samplings, seeds, sizes=room.sizes()
         )
-        return runtime.run(self.held, state, int(max_frames), audio=audio, room=room)
+        return programs.run(self.flat, state, int(max_frames), audio=audio, room=room)
 
     def encode_voice(self, voice: Voice) -> np.ndarray:
         """The voice's codes [F, Q], computed once per voice and codec."""
         self._encoded(voice)
         return voice.codes(self._codec_id)
 
-    def hear_voice(self, voice: Voice, arrays: VoiceArrays | None = None) -> tuple[KVCache, int]:
+    def prefill_voice(self, voice: Voice, arrays: VoiceArrays | None = None) -> tuple[KVCache, int]:
         """What the Backbone makes of the voice, and its positions; kept on the device for the voices used last.
 
         Args:
@@ -269,7 +269,7 @@ class Chroma:
         def hear() -> tuple[KVCache, int]:
             given = arrays or voice_arrays(self.processor, voice)
             encoded = self._encoded(voice, given)
-            cache = runtime.hear_voice(self.held, given.ids, encoded)
+            cache = programs.prefill_voice(self.flat, given.ids, encoded)
             frames = -(-len(given.wave) // self.config.codec.frame_samples)
             return cache, voice_length(len(given.ids), frames)
 
@@ -291,7 +291,7 @@ class Chroma:
         )
         batch = normalize_inputs(self.config, pack([(asked, arrays)]))
         prompt = Prompt(batch.ids, batch.lengths, batch.chunks, batch.chunk_lengths, *[None] * 4)
-        heard = self.hear_voice(voice, arrays)
+        heard = self.prefill_voice(voice, arrays)
         return Request(prompt, *heard, max_frames, sampling or Sampling(), seed)
 
     def prepare(
@@ -310,7 +310,7 @@ class Chroma:
         padded = batch.voice_wave.shape[1] // self.config.codec.frame_samples
         voice_frames = np.zeros((1, padded, codes.shape[1]), np.int32)
         voice_frames[0, : len(codes)] = codes
-        return runtime.as_prompt(batch, voice_frames, np.array([len(codes)])), max_frames
+        return programs.as_prompt(batch, voice_frames, np.array([len(codes)])), max_frames
 
     def join(self, chunks: Sequence[Chunk], finish_reason: str) -> Reply:
         """Chunks of one stream, in order, as one reply."""
@@ -345,7 +345,7 @@ class Chroma:
         """The voice's codes, which the device may still be computing."""
         if self._codec_id not in voice._codes:
             wave = (arrays or voice_arrays(self.processor, voice)).wave
-            voice._codes[self._codec_id] = runtime.encoding_voice(self.model, wave)
+            voice._codes[self._codec_id] = programs.encoding_voice(self.model, wave)
         return voice._codes[self._codec_id]
 
     @functools.cached_property

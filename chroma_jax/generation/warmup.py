@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from chroma_jax.audio.batch import question_shape
-from chroma_jax.generation import caches, runtime
+from chroma_jax.engine import caches, programs
+from chroma_jax.engine.request import Prefilled, Request, check_voice
+from chroma_jax.engine.sampling import Sampling
+from chroma_jax.engine.state import Prompt
+from chroma_jax.engine.voice import Voice
 from chroma_jax.generation.listening import CHUNKS_PER_CALL
-from chroma_jax.generation.request import Heard, Request, check_voice
-from chroma_jax.generation.sampling import Sampling
-from chroma_jax.generation.state import Prompt
-from chroma_jax.generation.voice import Voice
 
 if TYPE_CHECKING:
     from chroma_jax.generation.session import Chroma
@@ -60,7 +60,7 @@ def compile_request(chroma: Chroma, request: Request, done: set[tuple] | None = 
     done = set() if done is None else done
     room = request.room(chroma.config, grow=chroma.grow)
     steps = list(room.path())
-    state = request.begin(chroma.held, steps[0])
+    state = request.begin(chroma.flat, steps[0])
     pairs = list(zip([None, *steps], steps, strict=False))
     if done.issuperset(pairs):
         return
@@ -69,7 +69,7 @@ def compile_request(chroma: Chroma, request: Request, done: set[tuple] | None = 
             state = caches.resize(state, sizes)
         if (before, sizes) not in done:
             done.add((before, sizes))
-            state, out = runtime.beat(chroma.held, state)
+            state, out = programs.beat(chroma.flat, state)
             jax.block_until_ready(out)
 
 
@@ -133,12 +133,12 @@ def beginnings(
         raise ValueError("voice must be a Voice or several, got none")
     # What can be wrong is found before anything is compiled.
     positions = [check_voice(chroma.processor, v)[1] for v in voices]
-    most = [runtime.max_frames_of(chroma.config, max_seconds, p) for p in positions]
-    heard: dict[int, Heard] = {}
+    most = [programs.max_frames_of(chroma.config, max_seconds, p) for p in positions]
+    heard: dict[int, Prefilled] = {}
     for v, max_frames in zip(voices, most, strict=True):
         if v._codes:  # those are kept; another voice may come without its own
-            runtime.encode_voice(chroma.model, v.wave)
-        rest = *chroma.hear_voice(v), max_frames, sampling or Sampling(), 0
+            programs.encode_voice(chroma.model, v.wave)
+        rest = *chroma.prefill_voice(v), max_frames, sampling or Sampling(), 0
         for length, chunks in _question_shapes(chroma, question_seconds, system_prompt):
             request = Request(_blank(chroma, length, chunks), *rest)
             if sizes(request):
@@ -163,9 +163,9 @@ def _differing(
 
 
 def _heard_lengths(
-    chroma: Chroma, heard: Mapping[int, Heard], seconds: float, system_prompt: str | None
-) -> Iterator[Heard]:
-    """Heard questions of all lengths up to this one; `heard` has one for each size of the cache."""
+    chroma: Chroma, heard: Mapping[int, Prefilled], seconds: float, system_prompt: str | None
+) -> Iterator[Prefilled]:
+    """Prefilled questions of all lengths up to this one; `heard` has one for each size of the cache."""
     text, audio = _text(chroma, system_prompt), chroma.config.reasoner.audio
     for frames in _lengths(chroma, seconds, text):
         length = text + audio.num_features(frames)
@@ -216,14 +216,14 @@ def _blank(chroma: Chroma, length: int, chunks: int) -> Prompt:
 
 def _compile_listening(
     chroma: Chroma, voice: Voice, seconds: float, system_prompt: str | None
-) -> dict[int, Heard]:
+) -> dict[int, Prefilled]:
     """Listens to silence: one chunk, many at once, the end of a question; longer and longer. One question for each size of the cache."""
     mel, audio = chroma.processor.mel, chroma.config.reasoner.audio
     chunk = audio.chunk_frames * mel.hop_length
     many = np.zeros(CHUNKS_PER_CALL * chunk, np.float32)
     longest = _lengths(chroma, seconds, _text(chroma, system_prompt))[-1] * mel.hop_length
     rounds, most = 1, max(1, longest // len(many))
-    heard: dict[int, Heard] = {}
+    heard: dict[int, Prefilled] = {}
     while True:
         with chroma.listen(voice=voice, system_prompt=system_prompt) as listening:
             for _ in range(rounds):

@@ -1,6 +1,6 @@
 """Sample replies: what the model that is being trained answers to a few records, greedily, as sound and text.
 
-A sample is made by the code that users run (`generation.beat`), on the record's question and in the voice that the record speaks in.
+A sample is made by the code that users run (`engine.beat`), on the record's question and in the voice that the record speaks in.
 The Reasoner says its own words, as it would to a user, so a reply resembles the record's answer only where the words do. Records
 with precomputed Reasoner states do not have the question's sound: there the record's text and states are given to
 Backbone and Decoder beat by beat, instead of the Reasoner's own. Where text is what trains, a reply is the Reasoner's text alone.
@@ -36,10 +36,10 @@ from chroma_jax.audio.wav import save_wav
 from chroma_jax.data.mixture import Mixture
 from chroma_jax.data.pipeline import read_rows
 from chroma_jax.data.plan import Planned
-from chroma_jax.generation import beat as beats
-from chroma_jax.generation import runtime
-from chroma_jax.generation.beat import Beat, Prompt
-from chroma_jax.generation.sampling import Sampling, controls
+from chroma_jax.engine import beat as beats
+from chroma_jax.engine import programs
+from chroma_jax.engine.beat import Beat, Prompt
+from chroma_jax.engine.sampling import Sampling, controls
 from chroma_jax.model.chroma import ChromaModel
 from chroma_jax.model.kv_cache import init_cache
 from chroma_jax.training.config import SPEECH
@@ -117,10 +117,10 @@ class Samples:
             voice_frame_lengths=b.voice_frame_lengths,
         )
         voice = int(schedule.voice_length(b.voice_id_lengths, b.voice_frame_lengths).max())
-        room = runtime.max_frames_of(cfg, None, voice)
+        room = programs.max_frames_of(cfg, None, voice)
         self._max_frames = min(math.ceil(max_seconds * cfg.codec.frame_rate), room)
         num_beats = -(-self._max_frames // schedule.FRAMES_PER_TEXT)
-        sizes = runtime.cache_sizes(cfg, self._prompt, self._max_frames)
+        sizes = programs.cache_sizes(cfg, self._prompt, self._max_frames)
         self._given = None
         if b.hidden is not None:
             fit = [(0, 0), (0, max(0, num_beats - b.text.shape[1]))]
@@ -161,7 +161,7 @@ class Samples:
         rows = range(len(self._names))
         if not self._speaks:
             return [self._reply(row, tokens) for row, tokens in zip(rows, out, strict=True)]
-        made = runtime.collect(self._trainer.cfg, [out], True)
+        made = programs.collect(self._trainer.cfg, [out], True)
         return [self._spoken_reply(row, made) for row in rows]
 
     def recorded(self, state: TrainState, frozen: dict[str, Any]) -> list[Sample]:
@@ -193,7 +193,7 @@ class Samples:
             same_text=len(tokens) > 0 and np.array_equal(tokens, wanted[: len(tokens)]),
         )
 
-    def _spoken_reply(self, row: int, made: runtime.Generated) -> Sample:
+    def _spoken_reply(self, row: int, made: programs.Generated) -> Sample:
         b, frames = self._batch, made.frames[row, : made.num_frames[row]]
         recorded = b.frames[row, : b.frame_lengths[row] - 1][: self._max_frames]
         reply = self._reply(row, made.text_tokens[row, : made.num_text_tokens[row]])

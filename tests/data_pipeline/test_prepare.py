@@ -23,7 +23,7 @@ from chroma_jax.data import metadata as md
 from chroma_jax.data import shards
 from chroma_jax.data.manifest import read_manifest
 from chroma_jax.data.prepare import BadRowsError, Options, prepare
-from chroma_jax.generation import runtime
+from chroma_jax.engine import programs
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -50,7 +50,7 @@ def test_records_hold_what_the_processor_and_the_codec_make(prepared, rows, gold
         assert record.text[-1] == golden.config.im_end_token_id
         wave = load_audio(row.answer_audio, 24000)
         # Encoded in a batch of mixed lengths, equal to encoding alone.
-        np.testing.assert_array_equal(record.codes[:-1], runtime.encode_voice(golden.model, wave))
+        np.testing.assert_array_equal(record.codes[:-1], programs.encode_voice(golden.model, wave))
         assert not record.codes[-1].any()
         assert record.speaker == row.speaker
         assert record.answer_seconds == len(wave) / 24000

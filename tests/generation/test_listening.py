@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from chroma_jax import Turn
+from chroma_jax.engine import programs
+from chroma_jax.engine.batch import StreamBatch
+from chroma_jax.engine.caches import CacheSizes
 from chroma_jax.generation import listening as module
-from chroma_jax.generation import runtime
-from chroma_jax.generation.caches import CacheSizes
-from chroma_jax.generation.stream_batch import StreamBatch
 
 SHORT = dict(max_seconds=0.3)
 
@@ -94,7 +94,7 @@ def test_history_text_and_other_rates(golden, voice, speech):
 def test_a_long_recording_at_once_goes_in_many_chunks_at_a_time(golden, voice, speech, monkeypatch):
     calls = []
     monkeypatch.setattr(
-        module.runtime, "hear", lambda *a, hear=runtime.hear: calls.append(a[4]) or hear(*a)
+        module.programs, "extend", lambda *a, hear=programs.extend: calls.append(a[4]) or hear(*a)
     )
     check(golden, voice, np.concatenate([speech] * 3), 24000, "whole")
     assert [None if c is None else c.shape[1] for c in calls] == [None, 8, 1] * 2
@@ -102,9 +102,9 @@ def test_a_long_recording_at_once_goes_in_many_chunks_at_a_time(golden, voice, s
 
 def test_a_second_listening_compiles_nothing(golden, voice, speech):
     check(golden, voice, speech, 24000)
-    compiled = runtime.hear._cache_size()
+    compiled = programs.extend._cache_size()
     check(golden, voice, speech[: 24000 * 5], 24000, "5")
-    assert runtime.hear._cache_size() == compiled
+    assert programs.extend._cache_size() == compiled
 
 
 def test_a_running_batch_answers(golden, voice, speech):

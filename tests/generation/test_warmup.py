@@ -8,13 +8,14 @@ import jax
 import pytest
 
 from chroma_jax import Sampling, compilation_cache
-from chroma_jax.generation import caches, listening, runtime
+from chroma_jax.engine import caches, programs
+from chroma_jax.generation import listening
 
 PROGRAMS = {
-    "prefill": runtime.prefill,
-    "hear": runtime.hear,
-    "start": runtime.start,
-    "beat": runtime.beat,
+    "prefill": programs.prefill,
+    "hear": programs.extend,
+    "start": programs.start,
+    "beat": programs.beat,
     "grow": caches._grow,
     "cache": listening.listening_cache,
 }

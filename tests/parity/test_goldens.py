@@ -15,8 +15,8 @@ from chroma_jax import schedule
 from chroma_jax.audio.batch import normalize_inputs
 from chroma_jax.audio.mel import mel_chunks
 from chroma_jax.checkpoint import convert, export, load_converted, load_torch
-from chroma_jax.generation import beat, runtime
-from chroma_jax.generation.sampling import Sampling, controls
+from chroma_jax.engine import beat, programs
+from chroma_jax.engine.sampling import Sampling, controls
 from chroma_jax.generation.session import Chroma
 from chroma_jax.model.chroma import abstract_model
 
@@ -83,12 +83,12 @@ def test_intermediate_values(golden, cases, case):
     """Hidden states and logits of every beat, each row laid out alone by its own lengths."""
     model = for_case(golden.model, cases, case)
     batch = normalize_inputs(model.cfg, inputs_of(cases, case))
-    prompt = runtime.as_prompt(batch, *runtime.encode_voices(model, batch))
+    prompt = programs.as_prompt(batch, *programs.encode_voices(model, batch))
     frames, rows = cases[f"{case}/frames"].shape[1], len(batch.lengths)
-    state = runtime.begin(model, prompt, frames, [Sampling()] * rows, [0] * rows)
+    state = programs.begin(model, prompt, frames, [Sampling()] * rows, [0] * rows)
     near(state.hidden, cases[f"{case}/reasoner_last_hidden"][:, 0])
     near(model.reasoner.logits(state.hidden), cases[f"{case}/prefill/reasoner_logits_last"])
-    _, out = runtime.decode(model, state, frames // 2, audio=False, trace=True)
+    _, out = programs.decode(model, state, frames // 2, audio=False, trace=True)
     by_row = jax.tree.map(lambda x: np.swapaxes(x, 0, 1), out)
 
     def flat(x):
@@ -109,7 +109,7 @@ def test_prefill(golden, cases, case):
     batch = normalize_inputs(model.cfg, inputs_of(cases, case))
     features = jax.jit(lambda m: m.reasoner.encode_audio(batch.chunks, batch.chunk_lengths))(model)
     hidden = jax.jit(lambda m: m.reasoner(batch.ids, features))(model)
-    prompt = runtime.as_prompt(batch, *runtime.encode_voices(model, batch))
+    prompt = programs.as_prompt(batch, *programs.encode_voices(model, batch))
     lengths = (prompt.voice_id_lengths, prompt.voice_frame_lengths)
     one = np.ones(len(batch.lengths), np.int32)
     where = schedule.layout(*lengths, one, 0 * one, 64)
@@ -187,7 +187,7 @@ def test_step_level_functions_give_the_same(golden, cases):
     """`prefill`, then `beat` by `beat`, under a jit of one's own."""
     model = golden.model
     batch = normalize_inputs(model.cfg, inputs_of(cases, "single"))
-    prompt = runtime.as_prompt(batch, *runtime.encode_voices(model, batch))
+    prompt = programs.as_prompt(batch, *programs.encode_voices(model, batch))
     state = jax.jit(beat.prefill, static_argnames=("reasoner_size", "backbone_size"))(
         model,
         prompt,

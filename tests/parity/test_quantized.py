@@ -10,7 +10,7 @@ import pytest
 from chroma_jax import schedule
 from chroma_jax.audio.batch import normalize_inputs
 from chroma_jax.checkpoint import load
-from chroma_jax.generation import runtime
+from chroma_jax.engine import programs
 
 from .test_goldens import for_case, inputs_of
 
@@ -43,7 +43,7 @@ def given(golden, cases):
     """The arguments of `outputs` after the model, which positions of its text count, and its results in float32."""
     model = for_case(golden.model, cases, CASE)
     batch = normalize_inputs(model.cfg, inputs_of(cases, CASE))
-    prompt = runtime.as_prompt(batch, *runtime.encode_voices(model, batch))
+    prompt = programs.as_prompt(batch, *programs.encode_voices(model, batch))
     frames, text = cases[f"{CASE}/frames"], cases[f"{CASE}/text_tokens"]
     hidden = cases[f"{CASE}/reasoner_last_hidden"]
     count = min(text.shape[1], hidden.shape[1])

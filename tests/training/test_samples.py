@@ -14,8 +14,8 @@ from chroma_jax.audio.wav import load_audio
 from chroma_jax.checkpoint import load
 from chroma_jax.data.mixture import Mixture
 from chroma_jax.data.prepare import prepare
-from chroma_jax.generation import runtime
-from chroma_jax.generation.sampling import Sampling
+from chroma_jax.engine import programs
+from chroma_jax.engine.sampling import Sampling
 from chroma_jax.training import samples
 from chroma_jax.training.samples import Samples
 from chroma_jax.training.step import build
@@ -62,8 +62,8 @@ def test_a_sample_is_the_reply_that_a_user_gets(spoken, golden_model, dataset):
     tokenizer = Processor.load(golden_model.config, golden_model.directory).tokenizer
     assert [reply.record for reply in replies] == ["r0", "r1", "r2"]
     frames = int(SECONDS * 12.5)
-    state = runtime.begin(golden_model.model, made._prompt, frames, [Sampling()] * 3, [7, 8, 9])
-    out = runtime.run(golden_model.model, state, frames)
+    state = programs.begin(golden_model.model, made._prompt, frames, [Sampling()] * 3, [7, 8, 9])
+    out = programs.run(golden_model.model, state, frames)
     for row, (reply, record) in enumerate(zip(replies, read_records(dataset), strict=False)):
         np.testing.assert_array_equal(reply.frames, out.frames[row, : out.num_frames[row]])
         np.testing.assert_allclose(reply.audio, out.audio[row], rtol=0, atol=1e-5)
@@ -107,8 +107,8 @@ def test_lora_speaks_with_its_factors_merged(golden_model, dataset):
     state = state._replace(params=jax.tree.map(lambda x: x + 0.3, state.params))
     replies = made(state, frozen)
     frames, model = int(SECONDS * 12.5), made._trainer.model_of(state, frozen)
-    begun = runtime.begin(model, made._prompt, frames, [Sampling()] * 3, [0] * 3)
-    out = runtime.run(model, begun, frames)
+    begun = programs.begin(model, made._prompt, frames, [Sampling()] * 3, [0] * 3)
+    out = programs.run(model, begun, frames)
     for row, reply in enumerate(replies):
         np.testing.assert_array_equal(reply.frames, out.frames[row, : out.num_frames[row]])
 

@@ -1,7 +1,7 @@
 """The step-level API: prefill, one beat, a scan over beats. Pure functions of (model, state): the unit of live streaming.
 
     state = prefill(model, prompt, controls, keys, max_frames, ...)    # the question heard, the first text token chosen
-                                                                       # (in pieces: hear, hear_voice, start)
+                                                                       # (in pieces: extend, prefill_voice, start)
     state, out = beat(model, state)                                    # one text token, two frames, 160 ms of sound
     state, outs = decode(model, state, num_beats)                      # lax.scan of beat, in one jitted call
 
@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 
 from chroma_jax import schedule
-from chroma_jax.generation.sampling import StageControls, choose
-from chroma_jax.generation.state import Beat, BeatState, Finish, Prompt, Trace, keep_rows
+from chroma_jax.engine.sampling import StageControls, choose
+from chroma_jax.engine.state import Beat, BeatState, Finish, Prompt, Trace, keep_rows
 from chroma_jax.model import kv_cache
 from chroma_jax.model.chroma import ChromaModel
 from chroma_jax.model.kv_cache import KVCache
@@ -36,9 +36,9 @@ __all__ = [
     "Trace",
     "beat",
     "decode",
-    "hear",
-    "hear_voice",
+    "extend",
     "prefill",
+    "prefill_voice",
     "start",
 ]
 
@@ -64,7 +64,7 @@ def prefill(
       max_frames: [B] int32, frames after which a row ends.
       reasoner_size: positions of the Reasoner's cache: at least T, plus one per beat until `state.grow`.
       backbone_size: positions of the Backbone's cache: at least the voice's, plus four per beat until `state.grow`.
-      voice: what `hear_voice` made of the voices; then those of `prompt` are not read.
+      voice: what `prefill_voice` made of the voices; then those of `prompt` are not read.
 
     Returns:
       The state before beat 0. A row ends as `Finish.CONTEXT` where its caches, at their present sizes, are full.
@@ -80,7 +80,7 @@ def prefill(
     return start(model, prompt, reasoner_cache, last, controls, key, max_frames, **sizes)
 
 
-def hear(
+def extend(
     model: ChromaModel,
     cache: KVCache,
     ids: jax.Array,
@@ -109,7 +109,7 @@ def hear(
     return _at(hidden, jnp.maximum(counts - 1, 0)), cache
 
 
-def hear_voice(
+def prefill_voice(
     model: ChromaModel,
     voice_ids: jax.Array,
     voice_id_lengths: jax.Array,
@@ -156,7 +156,7 @@ def start(
             prompt.voice_frames,
             prompt.voice_frame_lengths,
         )
-        voice = hear_voice(model, *voices, size=backbone_size)
+        voice = prefill_voice(model, *voices, size=backbone_size)
     none = jnp.zeros((batch,), jnp.int32)
     nothing_seen = jnp.zeros((batch, cfg.reasoner.vocab_size), bool)
     token = choose(model.reasoner.logits(hidden), controls.text, _keys(key, 0, _TEXT), nothing_seen)
@@ -182,7 +182,7 @@ def start(
 def beat(
     model: ChromaModel,
     state: BeatState,
-    hold: jax.Array | None = None,
+    paused: jax.Array | None = None,
     *,
     audio: bool = True,
     trace: bool = False,
@@ -192,19 +192,19 @@ def beat(
     Args:
       model: the four stages.
       state: from `prefill` or the beat before.
-      hold: [B] bool, rows that this beat leaves exactly as they are (their listener is behind); None for no rows.
+      paused: [B] bool, rows that this beat leaves exactly as they are (their listener is behind); None for no rows.
       audio: whether the Codec runs; without it `samples` is None.
       trace: whether to return intermediate values.
 
     Returns:
       The next state, and what this beat gave.
     """
-    if hold is not None:
-        hold &= state.finish == Finish.RUNNING
-        held = state._replace(finish=jnp.where(hold, Finish.HELD, state.finish))
-        after, out = beat(model, held, audio=audio, trace=trace)
-        return keep_rows(hold, state, after), out._replace(
-            finish=jnp.where(hold, Finish.RUNNING, out.finish)
+    if paused is not None:
+        paused &= state.finish == Finish.RUNNING
+        resting = state._replace(finish=jnp.where(paused, Finish.PAUSED, state.finish))
+        after, out = beat(model, resting, audio=audio, trace=trace)
+        return keep_rows(paused, state, after), out._replace(
+            finish=jnp.where(paused, Finish.RUNNING, out.finish)
         )
     s = _end_full_rows(model, state)
     running = s.finish == Finish.RUNNING

@@ -11,21 +11,21 @@ import numpy as np
 from chroma_jax.audio.chat import Conversation
 from chroma_jax.audio.prompt import Processor, Question, VoiceArrays
 from chroma_jax.config import ChromaConfig
-from chroma_jax.generation import caches, runtime
-from chroma_jax.generation.caches import CacheSizes, Room
-from chroma_jax.generation.sampling import Sampling, controls
-from chroma_jax.generation.state import BeatState, Prompt
-from chroma_jax.generation.voice import VOICE_RATE, Voice
+from chroma_jax.engine import caches, programs
+from chroma_jax.engine.caches import CacheLedger, CacheSizes
+from chroma_jax.engine.sampling import Sampling, controls
+from chroma_jax.engine.state import BeatState, Prompt
+from chroma_jax.engine.voice import VOICE_RATE, Voice
 from chroma_jax.model import kv_cache
 from chroma_jax.model.chroma import ChromaModel
-from chroma_jax.model.held import Held
+from chroma_jax.model.flat import FlatModule
 from chroma_jax.model.kv_cache import KVCache
 from chroma_jax.schedule import voice_length
 
 resized = jax.jit(kv_cache.resized, static_argnums=1)
 
 
-class Heard(NamedTuple):
+class Prefilled(NamedTuple):
     """A question that the Reasoner has heard to its end."""
 
     hidden: jax.Array  # [1, D], H_0
@@ -36,8 +36,8 @@ class Heard(NamedTuple):
 class Request(NamedTuple):
     """A reply to be made: a batch of one."""
 
-    question: Prompt | Heard  # a Prompt on the host, without the voice
-    voice: KVCache  # `beat.hear_voice`
+    question: Prompt | Prefilled  # a Prompt on the host, without the voice
+    voice: KVCache  # `beat.prefill_voice`
     voice_length: int  # positions
     max_frames: int
     sampling: Sampling
@@ -47,33 +47,35 @@ class Request(NamedTuple):
     def question_length(self) -> int:
         """Positions of the question, its padding included where it has some."""
         return (
-            self.question.length if isinstance(self.question, Heard) else self.question.ids.shape[1]
+            self.question.length
+            if isinstance(self.question, Prefilled)
+            else self.question.ids.shape[1]
         )
 
-    def room(self, config: ChromaConfig, *, grow: bool = True) -> Room:
-        """Room for this reply alone."""
+    def room(self, config: ChromaConfig, *, grow: bool = True) -> CacheLedger:
+        """CacheLedger for this reply alone."""
         lengths = self.question_length, self.voice_length
-        room = Room(caches.final_sizes(config, *lengths, self.max_frames), 1, grow=grow)
+        room = CacheLedger(caches.final_sizes(config, *lengths, self.max_frames), 1, grow=grow)
         room.enter(0, *lengths)
         return room
 
     def begin(
-        self, model: ChromaModel | Held, sizes: CacheSizes, always: Collection[str] = ()
+        self, model: ChromaModel | FlatModule, sizes: CacheSizes, always: Collection[str] = ()
     ) -> BeatState:
         """The state before the first beat, with caches of these sizes; `always` as for `sampling.controls`."""
         chosen = (
             controls([self.sampling], always),
-            runtime.keys([self.seed]),
+            programs.keys([self.seed]),
             np.array([self.max_frames], np.int32),
         )
-        if isinstance(self.question, Heard):
+        if isinstance(self.question, Prefilled):
             hidden, cache, _ = self.question
             if cache.size != sizes.reasoner:
                 cache = resized(cache, sizes.reasoner)
-            return runtime.start(
+            return programs.start(
                 model, None, cache, hidden, *chosen, backbone_size=sizes.backbone, voice=self.voice
             )
-        return runtime.prefill(
+        return programs.prefill(
             model,
             self.question,
             *chosen,
@@ -96,7 +98,7 @@ def check_request(
     """
     arrays, positions = check_voice(processor, voice)
     asked = processor.question(question, system_prompt=system_prompt)
-    return asked, arrays, runtime.max_frames_of(processor.config, max_seconds, positions)
+    return asked, arrays, programs.max_frames_of(processor.config, max_seconds, positions)
 
 
 def check_voice(processor: Processor, voice: Voice) -> tuple[VoiceArrays, int]:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chroma_jax.generation.sampling import Sampling, TokenSampling, choose, controls
+from chroma_jax.engine.sampling import Sampling, TokenSampling, choose, controls
 
 VOCAB = 40
 

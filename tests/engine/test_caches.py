@@ -8,10 +8,10 @@ import pytest
 from flax import nnx
 
 from chroma_jax import Chroma, Sampling, Turn, Voice
-from chroma_jax.generation import caches, runtime
-from chroma_jax.generation.caches import CacheSizes, Room, final_sizes, ladder
-from chroma_jax.generation.stream_batch import StreamBatch
-from chroma_jax.generation.voice import EncodedVoice
+from chroma_jax.engine import caches, programs
+from chroma_jax.engine.batch import StreamBatch
+from chroma_jax.engine.caches import CacheLedger, CacheSizes, final_sizes, ladder
+from chroma_jax.engine.voice import EncodedVoice
 from chroma_jax.model.chroma import abstract_model
 
 
@@ -21,7 +21,7 @@ def small_steps(monkeypatch):
     monkeypatch.setattr(caches, "FIRST_SIZE", 64)
     monkeypatch.setattr(caches, "BEATS_AHEAD", 2)
     monkeypatch.setattr(caches.ladder, "__defaults__", (64,))
-    monkeypatch.setattr(Room.sizes, "__defaults__", (2, None))
+    monkeypatch.setattr(CacheLedger.sizes, "__defaults__", (2, None))
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_no_row_meets_the_end_of_a_cache_that_can_grow(seed, monkeypatch):
     rng = np.random.default_rng(seed)
     rows = 4
     limits = CacheSizes(1500, 2048)
-    room = Room(limits, rows)
+    room = CacheLedger(limits, rows)
     monkeypatch.setattr(caches, "resize", lambda state, sizes: state_of(sizes))
 
     def state_of(sizes):
@@ -141,10 +141,10 @@ def test_sizes_are_few(golden):
     assert ladder(384) == (256, 384)
     limits = final_sizes(golden.config, 100, 150, max_frames=960)
     assert limits == (1024, 2048)
-    room = Room(limits, 1)
+    room = CacheLedger(limits, 1)
     room.enter(0, 100, 150)
     assert list(room.path()) == [(256, 256), (256, 512), (512, 1024), (1024, 2048)]
-    whole = Room(limits, 1, grow=False)
+    whole = CacheLedger(limits, 1, grow=False)
     assert list(whole.path()) == [limits]
 
 
@@ -153,8 +153,8 @@ def test_a_voice_is_heard_once(golden, voice, short_voice, monkeypatch):
     want = golden.reply(Turn(text="Hi."), voice=voice, **request)
     chroma = Chroma(golden.model, golden.processor)
     heard = []
-    hear = runtime.hear_voice
-    monkeypatch.setattr(runtime, "hear_voice", lambda *a: heard.append(0) or hear(*a))
+    hear = programs.prefill_voice
+    monkeypatch.setattr(programs, "prefill_voice", lambda *a: heard.append(0) or hear(*a))
     again = Voice((voice.wave.copy(), 24000), voice.text)
     for v in (voice, short_voice, again, short_voice):
         reply = chroma.reply(Turn(text="Hi."), voice=v, **request)
@@ -165,12 +165,12 @@ def test_a_voice_is_heard_once(golden, voice, short_voice, monkeypatch):
     chroma.reply(Turn(text="Hi."), voice=other, **request)
     assert len(heard) == 3
     chroma._voices._most = 2  # the one used for longest not is let go
-    chroma.hear_voice(voice)
-    chroma.hear_voice(Voice((voice.wave[:30000], 24000), "and"))
+    chroma.prefill_voice(voice)
+    chroma.prefill_voice(Voice((voice.wave[:30000], 24000), "and"))
     assert len(chroma._voices) == 2
-    chroma.hear_voice(voice)
+    chroma.prefill_voice(voice)
     assert len(heard) == 4
-    chroma.hear_voice(short_voice)
+    chroma.prefill_voice(short_voice)
     assert len(heard) == 5
 
 
@@ -182,7 +182,7 @@ def test_a_voice_is_heard_while_its_codes_are_on_their_way(golden, short_voice, 
     assert isinstance(fresh._codes[chroma._codec_id], EncodedVoice)
     fresh.save(tmp_path / "voice.npz")
     loaded = Voice.load(tmp_path / "voice.npz")
-    codes = runtime.encode_voice(golden.model, fresh.wave)
+    codes = programs.encode_voice(golden.model, fresh.wave)
     for voice in (fresh, loaded):
         np.testing.assert_array_equal(voice.codes(chroma._codec_id), codes)
         np.testing.assert_array_equal(chroma.encode_voice(voice), codes)

@@ -17,32 +17,32 @@ import numpy as np
 from chroma_jax import schedule
 from chroma_jax.audio.batch import PromptBatch, bucket, bucket_sizes
 from chroma_jax.config import ChromaConfig
-from chroma_jax.generation import beat as beats
-from chroma_jax.generation import caches
-from chroma_jax.generation.beat import BeatState, Finish, Prompt
-from chroma_jax.generation.caches import CacheSizes, Room
-from chroma_jax.generation.sampling import Sampling, controls
-from chroma_jax.generation.voice import EncodedVoice
+from chroma_jax.engine import beat as beats
+from chroma_jax.engine import caches
+from chroma_jax.engine.beat import BeatState, Finish, Prompt
+from chroma_jax.engine.caches import CacheLedger, CacheSizes
+from chroma_jax.engine.sampling import Sampling, controls
+from chroma_jax.engine.voice import EncodedVoice
 from chroma_jax.model.chroma import ChromaModel
-from chroma_jax.model.held import Held, opened
+from chroma_jax.model.flat import FlatModule, module_of
 from chroma_jax.model.kv_cache import KVCache
 
 
 def jitted(function: Callable, **options: Any) -> Callable:
-    """jax.jit of a function of a model and other things; the model may be `held`."""
+    """jax.jit of a function of a model and other things; the model may be a `FlatModule`."""
 
     @functools.wraps(function)
     def opening(model, *args, **kwargs):
-        return function(opened(model), *args, **kwargs)
+        return function(module_of(model), *args, **kwargs)
 
     return jax.jit(opening, **options)
 
 
 # One compilation per set of static shapes, shared by all models of a process. States are donated.
 prefill = jitted(beats.prefill, static_argnames=("reasoner_size", "backbone_size"))
-hear = jitted(beats.hear, donate_argnums=1)
+extend = jitted(beats.extend, donate_argnums=1)
 start = jitted(beats.start, static_argnames="backbone_size", donate_argnums=2)
-_hear_voice = jitted(beats.hear_voice, static_argnames="size")
+_prefill_voice = jitted(beats.prefill_voice, static_argnames="size")
 beat = jitted(beats.beat, static_argnames=("audio", "trace"), donate_argnums=1)
 decode = jitted(beats.decode, static_argnames=("num_beats", "audio", "trace"), donate_argnums=1)
 
@@ -137,8 +137,8 @@ def as_prompt(
     )
 
 
-def hear_voice(
-    model: ChromaModel | Held, ids: np.ndarray, voice: np.ndarray | EncodedVoice
+def prefill_voice(
+    model: ChromaModel | FlatModule, ids: np.ndarray, voice: np.ndarray | EncodedVoice
 ) -> KVCache:
     """What the Backbone makes of one voice, transcript [P] and codes [F, Q], with room for the first beats of a reply."""
     limit = model.cfg.backbone.llama.max_positions
@@ -151,7 +151,7 @@ def hear_voice(
     if not isinstance(voice, EncodedVoice):
         voice = EncodedVoice(padded(voice, 0), len(voice))
     room = caches.voice_room(model.cfg, schedule.voice_length(len(ids), voice.frames))
-    return _hear_voice(
+    return _prefill_voice(
         model,
         padded(ids, model.cfg.reasoner.pad_token_id),
         np.array([len(ids)], np.int32),
@@ -167,7 +167,7 @@ def cache_sizes(config: ChromaConfig, prompt: Prompt, max_frames: int) -> CacheS
 
 
 def begin(
-    model: ChromaModel | Held,
+    model: ChromaModel | FlatModule,
     prompt: Prompt,
     max_frames: int,
     samplings: Sequence[Sampling],
@@ -196,12 +196,12 @@ def keys(seeds: Sequence[int]) -> jax.Array:
 
 
 def run(
-    model: ChromaModel | Held,
+    model: ChromaModel | FlatModule,
     state: BeatState,
     max_frames: int,
     *,
     audio: bool = True,
-    room: Room | None = None,
+    room: CacheLedger | None = None,
 ) -> Generated:
     """Beats until every row has ended, several per jitted call; the caches grow by `room`, if it is given."""
     left = max(1, -(-max_frames // schedule.FRAMES_PER_TEXT))

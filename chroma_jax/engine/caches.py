@@ -15,8 +15,8 @@ import numpy as np
 from chroma_jax import schedule
 from chroma_jax.audio.batch import bucket
 from chroma_jax.config import ChromaConfig
-from chroma_jax.generation import state as states
-from chroma_jax.generation.state import BeatState, Prompt
+from chroma_jax.engine import state as states
+from chroma_jax.engine.state import BeatState, Prompt
 
 FIRST_SIZE = 256
 BEATS_AHEAD = 16  # beats that a new cache has room for at least, where its limit allows
@@ -52,12 +52,14 @@ def final_sizes(config: ChromaConfig, question: int, voice: int, max_frames: int
     )
 
 
-def room_of(config: ChromaConfig, prompt: Prompt, max_frames: int, *, grow: bool = True) -> Room:
-    """Room for a batch of prompts on the host and `max_frames` frames of each row."""
+def room_of(
+    config: ChromaConfig, prompt: Prompt, max_frames: int, *, grow: bool = True
+) -> CacheLedger:
+    """CacheLedger for a batch of prompts on the host and `max_frames` frames of each row."""
     question = prompt.ids.shape[1]  # as padded: the first cache holds the padding, too
     voice = np.asarray(schedule.voice_length(prompt.voice_id_lengths, prompt.voice_frame_lengths))
     limits = final_sizes(config, question, int(voice.max()), max_frames)
-    room = Room(limits, len(voice), grow=grow)
+    room = CacheLedger(limits, len(voice), grow=grow)
     room.enter(slice(None), question, voice)
     return room
 
@@ -69,7 +71,7 @@ def voice_room(config: ChromaConfig, voice: int) -> int:
     return bucket(wanted, ladder(limit))
 
 
-class Room:
+class CacheLedger:
     """Keeps a running state's caches large enough for the next beats, from lengths counted on the host.
 
     The counts are upper bounds: nothing waits for the device. A row ends as `Finish.CONTEXT` where a cache is full, so no row
@@ -119,7 +121,7 @@ class Room:
         return state if sizes == present else resize(state, sizes)
 
     def unused(self, row: int) -> None:
-        """A beat of the row turned out to be none: it was held."""
+        """A beat of the row turned out to be none: it was paused."""
         self._length[row] -= schedule.POSITIONS_PER_BEAT
 
     def without_text(self, rows: slice | int, beats: np.ndarray | int = 1) -> None:

@@ -26,17 +26,17 @@ import numpy as np
 from chroma_jax import schedule
 from chroma_jax.audio.batch import bucket
 from chroma_jax.audio.chat import Conversation
-from chroma_jax.generation import beat as beats
-from chroma_jax.generation import caches, runtime
-from chroma_jax.generation import state as states
-from chroma_jax.generation.caches import CacheSizes, Room
-from chroma_jax.generation.request import Request
-from chroma_jax.generation.sampling import Sampling, is_plainly_greedy
+from chroma_jax.engine import beat as beats
+from chroma_jax.engine import caches, programs
+from chroma_jax.engine import state as states
+from chroma_jax.engine.caches import CacheLedger, CacheSizes
+from chroma_jax.engine.request import Request
+from chroma_jax.engine.sampling import Sampling, is_plainly_greedy
+from chroma_jax.engine.state import Beat, BeatState, Finish
 from chroma_jax.generation.session import Chroma, Chunk, Reply, Voice
-from chroma_jax.generation.state import Beat, BeatState, Finish
 from chroma_jax.generation.warmup import beginnings
 
-_beat = runtime.jitted(beats.beat, donate_argnums=1)
+_beat = programs.jitted(beats.beat, donate_argnums=1)
 _insert_row = jax.jit(states.insert_row, donate_argnums=0)
 _end_rows = jax.jit(states.end_rows, donate_argnums=0)
 
@@ -64,7 +64,7 @@ class Stream:
     @property
     def finish_reason(self) -> str:
         """ "running", "stop", "length", "context" or "cancelled"."""
-        return runtime.finish_name(self.finish)
+        return programs.finish_name(self.finish)
 
     @property
     def num_pending(self) -> int:
@@ -128,7 +128,7 @@ class StreamBatch:
         self._chroma = chroma
         self._max_pending, self._queue_size = max_pending, queue
         limits = CacheSizes(question_positions, positions or cfg.backbone.llama.max_positions)
-        self._room, self._grow = Room(limits, slots, grow=grow), grow
+        self._room, self._grow = CacheLedger(limits, slots, grow=grow), grow
         self._sampled = ("text", "code0", "codes") if sample_text else ("code0", "codes")
         self._slots: list[Stream | None] = [None] * slots
         self._queue: collections.deque[Stream] = collections.deque()
@@ -200,7 +200,7 @@ class StreamBatch:
             listening=listening,
         ):
             sizes = self._first_sizes(request)
-            row = request.begin(self._chroma.held, sizes, self._sampled)
+            row = request.begin(self._chroma.flat, sizes, self._sampled)
             rows.setdefault(sizes, jax.block_until_ready(row))
             most = max(most, request.max_frames)
         if not rows:
@@ -230,7 +230,7 @@ class StreamBatch:
                 for joining, row in rows.items():
                     if _holds(sizes, joining):
                         state = _insert_row(state, row, 0)
-                state, out = _beat(self._chroma.held, state, slots < 0)
+                state, out = _beat(self._chroma.flat, state, slots < 0)
                 jax.block_until_ready(out)
                 state = _end_rows(state, slots == 0)
             for larger in on_the_way:
@@ -324,7 +324,7 @@ class StreamBatch:
 
     def _first_sizes(self, request: Request) -> CacheSizes:
         """A row is made as small as for a stream alone, whatever the batch has grown to: one prefill program for both."""
-        alone = Room(self._room.limits, 1)
+        alone = CacheLedger(self._room.limits, 1)
         alone.enter(0, request.question_length, request.voice_length)
         return alone.sizes()
 
@@ -336,7 +336,7 @@ class StreamBatch:
         # A beat that is under way may still add a chunk.
         room = self._max_pending - 1
         hold = np.array([s is not None and s.num_pending >= room for s in self._slots])
-        self._state, out = _beat(self._chroma.held, self._room.make(self._state), hold)
+        self._state, out = _beat(self._chroma.flat, self._room.make(self._state), hold)
         self._flight = out, list(self._slots)
 
     def _seat_one(self) -> None:
@@ -346,7 +346,7 @@ class StreamBatch:
         stream, slot = self._queue.popleft(), self._slots.index(None)
         request = stream.request
         lengths = request.question_length, request.voice_length
-        row = request.begin(self._chroma.held, self._first_sizes(request), self._sampled)
+        row = request.begin(self._chroma.flat, self._first_sizes(request), self._sampled)
         if self._state is None:
             self._state = _empty_like(row, len(self._slots))
         self._room.enter(slot, *lengths)
@@ -366,7 +366,7 @@ class StreamBatch:
         valid = out.frame_valid[slot]
         tokens = out.token[slot : slot + 1][: int(out.token_valid[slot])]
         if not (valid.any() or len(tokens) or stream.done):
-            self._room.unused(slot)  # it was held
+            self._room.unused(slot)  # it was paused
         elif not len(tokens):
             self._room.without_text(slot)
         stream.finish = Finish(int(out.finish[slot]))
@@ -395,7 +395,7 @@ def _reachable(
     most = bucket(min(longest, limits.backbone), caches.ladder(limits.backbone))
     found: dict[int, set[int]] = {}
     for prompt in prompts:
-        room = Room(limits, 1)
+        room = CacheLedger(limits, 1)
         room.enter(0, *prompt)
         for sizes in room.path():
             if sizes.backbone <= most:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from chroma_jax.generation.sampling import StageControls
+from chroma_jax.engine.sampling import StageControls
 from chroma_jax.model import kv_cache
 from chroma_jax.model.kv_cache import KVCache
 
@@ -24,7 +24,7 @@ class Finish(enum.IntEnum):
     LENGTH = 2  # max_frames reached
     CONTEXT = 3  # no room left in a cache or in the Backbone's positions
     CANCELLED = 4
-    HELD = 5  # inside a beat only: a row that this beat leaves as it is
+    PAUSED = 5  # inside a beat only: a row that this beat leaves as it is
 
 
 class Prompt(NamedTuple):

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from chroma_jax import Chroma, Sampling, TokenSampling, Turn, Voice
-from chroma_jax.generation import caches, stream_batch
-from chroma_jax.generation.caches import CacheSizes, Room
-from chroma_jax.generation.stream_batch import BatchFull, StreamBatch
+from chroma_jax.engine import batch as module
+from chroma_jax.engine import caches
+from chroma_jax.engine.batch import BatchFull, StreamBatch
+from chroma_jax.engine.caches import CacheLedger, CacheSizes
 from chroma_jax.schedule import POSITIONS_PER_BEAT
 
 HOT = Sampling(temperature=0.9, top_k=40)
@@ -73,13 +74,13 @@ def test_streams_come_and_go(make, requests, alone):
     streams = [batch.admit(**request) for request in requests[:3]]
     batch.step()
     batch.step()
-    compiled = [f._cache_size() for f in (stream_batch._beat, stream_batch._insert_row)]
+    compiled = [f._cache_size() for f in (module._beat, module._insert_row)]
     streams += [batch.admit(**request) for request in requests[3:]]
     run(batch)
     for stream, reply in zip(streams, alone, strict=True):
         assert stream.done
         same(stream, reply)
-    assert [f._cache_size() for f in (stream_batch._beat, stream_batch._insert_row)] == compiled
+    assert [f._cache_size() for f in (module._beat, module._insert_row)] == compiled
     assert batch.num_free == 2
     assert batch.step() == []
 
@@ -214,14 +215,14 @@ def test_all_sizes_that_a_batch_can_have_are_known(limits):
     every = set()
     for _ in range(40):
         prompts = [tuple(rng.integers((20, 10), (400, 300))) for _ in range(4)]
-        known = set(stream_batch._reachable(limits, prompts, most + 2 + caches.BEATS_AHEAD))
-        room, left, sizes, seen = Room(limits, slots), np.zeros(slots, int), None, set()
+        known = set(module._reachable(limits, prompts, most + 2 + caches.BEATS_AHEAD))
+        room, left, sizes, seen = CacheLedger(limits, slots), np.zeros(slots, int), None, set()
         for _ in range(400):
             # As `StreamBatch`: one row joins, then a beat of all; the end of a row is known one beat late.
             if rng.random() < 0.1 and (left == 0).any():
                 slot, prompt = int(np.argmin(left)), prompts[rng.integers(4)]
                 left[slot] = rng.integers(1, most + 1) + 1
-                alone = Room(limits, 1)
+                alone = CacheLedger(limits, 1)
                 alone.enter(0, *prompt)
                 room.enter(slot, *prompt)
                 sizes = room.sizes(present=sizes or alone.sizes())

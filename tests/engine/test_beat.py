@@ -10,7 +10,7 @@ from flax import nnx
 
 from chroma_jax import Sampling, TokenSampling, Turn, schedule
 from chroma_jax.audio.batch import normalize_inputs, pack
-from chroma_jax.generation import beat, runtime
+from chroma_jax.engine import beat, programs
 from chroma_jax.model.chroma import abstract_model
 
 BEATS = 9
@@ -25,16 +25,16 @@ def started(golden, voice):
         (processor.question(Turn(text="Hello, and good morning.")), processor.voice_arrays((voice.wave[:20000], 24000), "and")),
     ]  # fmt: skip
     batch = normalize_inputs(golden.config, pack(rows))
-    prompt = runtime.as_prompt(batch, *runtime.encode_voices(golden.model, batch))
+    prompt = programs.as_prompt(batch, *programs.encode_voices(golden.model, batch))
     samplings = [
         Sampling(temperature=1.0, text=TokenSampling(temperature=1.0)),
         Sampling(temperature=0.8, top_k=30),
     ]
 
     def begin(model):
-        return runtime.begin(model, prompt, 2 * BEATS, samplings, [1, 2])
+        return programs.begin(model, prompt, 2 * BEATS, samplings, [1, 2])
 
-    _, out = runtime.decode(golden.model, begin(golden.model), BEATS, audio=False, trace=True)
+    _, out = programs.decode(golden.model, begin(golden.model), BEATS, audio=False, trace=True)
     config = dataclasses.replace(golden.config, im_end_token_id=int(out.token[3, 1]))
     model = nnx.merge(nnx.split(abstract_model(config))[0], nnx.state(golden.model))
     return model, prompt, begin
@@ -42,7 +42,7 @@ def started(golden, voice):
 
 def test_teacher_forcing_equals_streaming(started):
     model, prompt, begin = started
-    _, out = runtime.decode(model, begin(model), BEATS, audio=False, trace=True)
+    _, out = programs.decode(model, begin(model), BEATS, audio=False, trace=True)
     out = jax.tree.map(lambda x: np.swapaxes(x, 0, 1), out)  # rows first
     rows = len(prompt.lengths)
     text_lengths = out.token_valid.sum(axis=1)
@@ -83,10 +83,10 @@ def test_teacher_forcing_equals_streaming(started):
 @pytest.mark.parametrize("split", [[1] * BEATS, [4, 5], [2, 6, 1]], ids=str)
 def test_any_split_into_calls_gives_the_same(started, split):
     model, _, begin = started
-    _, whole = runtime.decode(model, begin(model), BEATS)
+    _, whole = programs.decode(model, begin(model), BEATS)
     state, parts = begin(model), []
     for count in split:
-        state, out = runtime.decode(model, state, count)
+        state, out = programs.decode(model, state, count)
         parts.append(out)
     for name in ("token", "token_valid", "frames", "frame_valid", "finish"):
         joined = np.concatenate([getattr(p, name) for p in parts])
@@ -97,10 +97,10 @@ def test_any_split_into_calls_gives_the_same(started, split):
 
 def test_a_finished_row_costs_no_room_and_gives_nothing(started):
     model, _, begin = started
-    state, _ = runtime.decode(model, begin(model), BEATS, audio=False)
+    state, _ = programs.decode(model, begin(model), BEATS, audio=False)
     assert (state.finish == beat.Finish.LENGTH).all()
     lengths = np.asarray(state.backbone.length), np.asarray(state.reasoner.length)
-    state, out = runtime.decode(model, state, 2, audio=False)
+    state, out = programs.decode(model, state, 2, audio=False)
     assert not out.frame_valid.any()
     assert not out.token_valid.any()
     np.testing.assert_array_equal(state.backbone.length, lengths[0])
@@ -116,8 +116,8 @@ def test_bfloat16_runs_and_stays_near(golden, started):
         lambda want, x: x.astype(want.dtype), nnx.state(abstract_model(config)), nnx.state(model)
     )
     half = nnx.merge(nnx.split(abstract_model(config))[0], half)
-    _, want = runtime.beat(model, begin(model), audio=False, trace=True)
-    state, got = runtime.beat(half, begin(half), audio=True, trace=True)
+    _, want = programs.beat(model, begin(model), audio=False, trace=True)
+    state, got = programs.beat(half, begin(half), audio=True, trace=True)
     assert state.hidden.dtype == jnp.bfloat16
     assert state.backbone.k.dtype == jnp.bfloat16
     assert got.trace.code0_logits.dtype == jnp.float32

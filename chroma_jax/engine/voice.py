@@ -110,7 +110,7 @@ class Voice:
         return voice
 
 
-class HeardVoices:
+class KeptVoices:
     """What a Backbone made of the voices used last, on its device: keys, values and their number of positions.
 
     Recordings with equal samples and transcript are one voice. May be used from several threads.
