@@ -10,6 +10,7 @@ from chroma_jax.config import ChromaConfig
 from chroma_jax.data import metadata as md
 from chroma_jax.data import records
 from chroma_jax.data.records import Record
+from chroma_jax.data.shard_reader import ShardReader
 from chroma_jax.data.voices import VoiceDraw
 from chroma_jax.schedule import total_length
 
@@ -51,8 +52,14 @@ class Dataset:
         self._check_room(config)
         usable = (self.index["reference_frames"] > 0) & (self.index["reference_ids"] > 0)
         self._draw = VoiceDraw(self.index["speaker"], self.index["utterance"], usable)
-        self._files = [os.path.join(self.directory, s["name"]) for s in self.metadata.shards]
-        self._open()
+        shards = self.metadata.shards
+        files = [os.path.join(self.directory, shard["name"]) for shard in shards]
+        self._shards = ShardReader(files, [shard["records"] for shard in shards])
+        if len(self._shards) != self.metadata.num_records:
+            raise md.DatasetError(
+                f"{self.directory} is damaged: its shards have {len(self._shards)} records, "
+                f"its {md.METADATA} counts {self.metadata.num_records}"
+            )
 
     def __len__(self) -> int:
         return self.metadata.num_records
@@ -60,7 +67,7 @@ class Dataset:
     def __getitem__(self, number: int) -> Record:
         """Raises DatasetError, naming record and dataset, when it is damaged."""
         try:
-            return records.decode(bytes(self._source[number]))
+            return records.decode(self._shards[number])
         except (records.RecordError, RuntimeError) as e:
             raise md.DatasetError(f"record {number} of {self.directory}: {e}") from e
 
@@ -94,21 +101,3 @@ class Dataset:
                 f"{self.directory}: its longest record takes {most} positions, the Backbone has "
                 f"{config.backbone.llama.max_positions}; prepare it for this model"
             )
-
-    def _open(self) -> None:
-        from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-        self._source = ArrayRecordDataSource(self._files)
-        if len(self._source) != self.metadata.num_records:
-            raise md.DatasetError(
-                f"{self.directory} is damaged: its shards have {len(self._source)} records, "
-                f"dataset.json says {self.metadata.num_records}"
-            )
-
-    def __getstate__(self) -> dict:
-        # Worker processes open the files anew.
-        return {name: value for name, value in self.__dict__.items() if name != "_source"}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        self._open()

@@ -9,6 +9,7 @@ name and renamed when it is whole, so a process that dies leaves the ones before
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -55,11 +56,14 @@ class Checkpoints:
             preservation_policy=ocp.training.preservation_policies.LatestN(keep),
             cleanup_tmp_directories=True,
         )
+        self._saving: ocp.AsyncResponse[bool] | None = None
 
     def __enter__(self) -> Checkpoints:
         return self
 
     def __exit__(self, *_: Any) -> None:
+        with contextlib.suppress(OSError):  # whoever had to know has called `wait`
+            self.wait()
         self._checkpointer.close()
 
     @property
@@ -79,7 +83,9 @@ class Checkpoints:
             "data": position.data,
             "config": position.config,
         }
-        self._checkpointer.save_async(position.step, state, force=True, custom_metadata=metadata)
+        self._saving = self._checkpointer.save_async(
+            position.step, state, force=True, custom_metadata=metadata
+        )
 
     def check_room(self, state: TrainState, what: str = "a checkpoint") -> None:
         """Raises OSError, which calls the state `what`, where this process's part of it has no room on the disk."""
@@ -95,8 +101,10 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Until what is being written is written. Raises OSError if it could not be."""
+        saving, self._saving = self._saving, None
         try:
-            self._checkpointer.wait()
+            if saving is not None:
+                saving.result()  # an answer that nobody takes keeps its thread and its descriptors
         except Exception as e:  # whatever Orbax met in its thread
             raise OSError(
                 f"a checkpoint could not be written to {self.directory}: {reason(e)}"

@@ -1,6 +1,8 @@
 """Checkpoints of a run: what is kept, what comes back, and what is refused."""
 
+import os
 import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -91,15 +93,45 @@ def test_a_full_disk_is_told_before_writing(tmp_path, monkeypatch):
         assert saved.steps == [1]
 
 
+class Failed:
+    """The answer of a save that could not be written."""
+
+    def result(self):
+        raise RuntimeError("Failed writing: x: No space left on device [os_error]\nlong story")
+
+
 def test_a_write_that_fails_is_told(tmp_path, monkeypatch):
     with Checkpoints(tmp_path / "c", keep=1) as saved:
-
-        def fail():
-            raise RuntimeError("Failed writing: x: No space left on device [os_error]\nlong story")
-
-        monkeypatch.setattr(saved._checkpointer, "wait", fail)
+        monkeypatch.setattr(saved._checkpointer, "save_async", lambda *_, **__: Failed())
+        saved.save(state(), position(1))
         with pytest.raises(OSError, match="could not be written to .*: No space left on device$"):
             saved.wait()
+        saved.wait()  # it is told once
+
+
+def held() -> tuple[int, int]:
+    """Descriptors and threads of this process."""
+    return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs Linux's /proc")
+@pytest.mark.parametrize("saves", [8, pytest.param(2000, marks=pytest.mark.slow)])
+def test_saves_hold_nothing_on_to(tmp_path, saves):
+    with Checkpoints(tmp_path / "c", keep=1) as saved:
+        for step in range(saves):
+            saved.save(state(), position(step))
+            if step == 3:
+                saved.wait()
+                before, memory = held(), resident()
+        saved.wait()
+        assert held() == before
+        assert resident() - memory < 100 * 2**20
+
+
+def resident() -> int:
+    """Bytes of memory."""
+    with open("/proc/self/statm") as f:
+        return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_half_written_ones_are_not_seen(tmp_path):
