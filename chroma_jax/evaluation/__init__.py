@@ -1,0 +1,1 @@
+"""What the field asks of a spoken dialogue model, as numbers: tasks, judges, statistics."""
