@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 
 from chroma_jax.evaluation import judges
@@ -58,3 +59,50 @@ def flite(tmp_path_factory):
         return path
 
     return speak
+
+
+class FakeJudge:
+    """Hears what a sound's first sample was made to mean."""
+
+    digest, scale = "0" * 12, "made up"
+
+    def __init__(self, name, meanings):
+        self.name, self.meanings, self.calls = name, meanings, 0
+
+    def __call__(self, samples, rate):
+        self.calls += 1
+        return self.meanings[round(float(samples[0]) * 100)]
+
+
+@pytest.fixture
+def fake_ears(monkeypatch):
+    """fake_ears(words={1: "a b"}, voices={1: [1, 0]}, mos={1: 4.0}) -> `Ears` that hear by the hundredths of the first sample."""
+    from chroma_jax.evaluation import scoring
+
+    def make(words=None, voices=None, mos=None):
+        for name, kind, meanings in (
+            ("recognizer", "ASR", words),
+            ("speaker", "SV", voices),
+            ("mos", "OPINION", mos),
+        ):
+            judge = FakeJudge(kind, meanings)
+            monkeypatch.setattr(judges, name, lambda *_, judge=judge: judge)
+        names = [("given" if m else "none") for m in (words, voices, mos)]
+        return scoring.Ears(scoring.Names(*names))
+
+    return make
+
+
+@pytest.fixture
+def write_sound():
+    """write_sound(path, number, seconds=0.1): a sound whose first sample is that many hundredths."""
+    from chroma_jax.audio import save_wav
+
+    def write(path, number, seconds=0.1):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        samples = np.zeros(round(16000 * seconds), np.float32)
+        samples[0] = number / 100
+        save_wav(path, samples, 16000)
+        return path
+
+    return write

@@ -1,0 +1,135 @@
+r"""Judges speech and dialogue: one task a call, named first.
+
+    python -m chroma_jax.evaluate speech --list=meta.lst --wavs=DIR --out=RESULTS       scores sounds that lie there
+    python -m chroma_jax.evaluate report --results=RESULTS,OTHERS --out=report.html     one page with tables and plots
+
+`python -m chroma_jax.evaluate TASK --help` lists a task's flags. Every task writes each item's values as it goes to
+`items.jsonl` (a run that was stopped goes on where it was), then `summary.json` and `table.md`. Exit code 2 and one line on
+standard error for anything that you can mend.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+import sys
+from collections.abc import Callable
+
+from absl import flags
+
+from chroma_jax import cli
+
+
+class _Define:
+    """The flags of a task: absl's, by kind."""
+
+    def __init__(self, values: flags.FlagValues):
+        self.string = functools.partial(flags.DEFINE_string, flag_values=values)
+        self.list = functools.partial(flags.DEFINE_list, flag_values=values)
+        self.number = functools.partial(flags.DEFINE_float, flag_values=values)
+        self.integer = functools.partial(flags.DEFINE_integer, flag_values=values)
+        self.choice = functools.partial(flags.DEFINE_enum, flag_values=values)
+        self.switch = functools.partial(flags.DEFINE_bool, flag_values=values)
+
+
+def _wanted(given: flags.FlagValues, *names: str) -> None:
+    for name in names:
+        if not given[name].value:
+            raise cli.CommandError(f"no --{name}: {given[name].help}")
+
+
+def _judge_flags(define: _Define) -> None:
+    define.string("words", "whisper-base", "the ASR: whisper-base, faster-whisper:DIR, or none")
+    define.string(
+        "speaker",
+        "resemblyzer",
+        "who judges voices: resemblyzer, wavlm-large:FILE, wavlm-base-plus-sv:DIR, or none",
+    )
+    define.string("mos", "distillmos", "who scores the sound: distillmos, dnsmos, utmos:FILE, or none")  # fmt: skip
+    define.string("language", "en", "of the texts; zh counts characters")
+    define.integer("workers", 1, "sounds scored side by side; no value depends on it", lower_bound=1)  # fmt: skip
+
+
+def _ears(given: flags.FlagValues):
+    from chroma_jax.evaluation.scoring import Ears, Names
+
+    return Ears(Names(given.words, given.speaker, given.mos), given.language)
+
+
+def _say(summary: dict) -> None:
+    from chroma_jax.evaluation import tables
+
+    print(tables.page(summary), flush=True)
+
+
+# --- speech ---------------------------------------------------------------------------------------------------------------
+
+
+def _speech_flags(define: _Define) -> None:
+    define.string("list", None, "meta.lst (2 to 5 fields between |) or JSONL of what is spoken")
+    define.string("wavs", None, "folder of <name>.wav to score")
+    define.string("out", None, "folder of the results")
+    define.string("system", None, "what the table calls it; default the folder's name")
+    define.integer("seed", 0, "of the intervals", lower_bound=0)
+    _judge_flags(define)
+
+
+def _speech(given: flags.FlagValues) -> None:
+    from chroma_jax.evaluation import speech
+    from chroma_jax.evaluation.lists import read_list
+
+    _wanted(given, "list", "out", "wavs")
+    path, wavs = pathlib.Path(given.list), pathlib.Path(given.wavs)
+    speech.check_texts(read_list(path), given.language, given.list)
+    summary = speech.run(
+        path,
+        wavs,
+        pathlib.Path(given.out),
+        _ears(given),
+        system=given.system or wavs.resolve().name,
+        seed=given.seed,
+        workers=given.workers,
+    )
+    _say(summary)
+
+
+# --- report ---------------------------------------------------------------------------------------------------------------
+
+
+def _report_flags(define: _Define) -> None:
+    define.list("results", None, "folders of results, one or several between commas")
+    define.string("out", None, "HTML file to write")
+
+
+def _report(given: flags.FlagValues) -> None:
+    from chroma_jax.evaluation import report
+
+    _wanted(given, "results", "out")
+    report.write([pathlib.Path(f) for f in given.results], pathlib.Path(given.out))
+
+
+TASKS: dict[str, tuple[Callable, Callable]] = {
+    "speech": (_speech_flags, _speech),
+    "report": (_report_flags, _report),
+}
+
+
+def define_flags(task: str, values: flags.FlagValues = flags.FLAGS) -> None:
+    """Called by the command only: other commands have flags of the same names."""
+    TASKS[task][0](_Define(values))
+
+
+def main(task: str, given: flags.FlagValues = flags.FLAGS) -> None:
+    """Runs a task on its flags."""
+    TASKS[task][1](given)
+
+
+if __name__ == "__main__":
+    task = sys.argv.pop(1) if len(sys.argv) > 1 and not sys.argv[1].startswith("-") else ""
+    if task in TASKS:
+        define_flags(task)
+        cli.run(functools.partial(main, task))
+    elif set(sys.argv) & {"-h", "--help"} and not task:
+        print(__doc__)
+    else:
+        cli.fail(f"{f'no task {task!r}' if task else 'no task'}: there are {', '.join(TASKS)}")
