@@ -8,16 +8,15 @@ that writes to the same target.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 
+from chroma_jax.checkpoint.locking import LockedError, exclusive
 from chroma_jax.checkpoint.torch_table import CheckpointError
 
 # A complete checkpoint, ours or PyTorch's, has one of these. Nothing else is ever overwritten.
 _CHECKPOINT_MARKS = ("chroma_jax.json", "config.json")
-_LOCK = ".lock"
 # Beyond the arrays themselves: metadata, configuration, tokenizer.
 _SPARE_BYTES = 64 * 2**20
 
@@ -41,20 +40,19 @@ def staged(out: str | os.PathLike, *, overwrite: bool) -> Iterator[str]:
     _check_target(out, overwrite)
     with contextlib.ExitStack() as stack:
         try:
+            os.makedirs(parent, exist_ok=True)
+            lock = os.path.join(parent, f".{name}.lock")
+            stack.enter_context(exclusive(lock, f"another process is writing {out}"))
             os.makedirs(stage, exist_ok=True)
-            lock = stack.enter_context(open(os.path.join(stage, _LOCK), "w"))
+        except LockedError as e:
+            raise CheckpointError(str(e)) from e
         except OSError as e:
             raise CheckpointError(f"cannot write to {out}: {e.strerror}") from e
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            raise CheckpointError(f"another process is writing {out}") from e
         try:
             _recover(out, replaced)
             _check_target(out, overwrite)
             _empty(stage)
             yield stage
-            os.unlink(os.path.join(stage, _LOCK))
             _swap(stage, out, replaced)
         except BaseException:
             shutil.rmtree(stage, ignore_errors=True)
@@ -86,7 +84,7 @@ def _empty(stage: str) -> None:
         path = os.path.join(stage, name)
         if os.path.isdir(path) and not os.path.islink(path):
             shutil.rmtree(path)
-        elif name != _LOCK:
+        else:
             os.unlink(path)
 
 

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -223,7 +224,7 @@ def read_index(directory: str | os.PathLike, metadata: Metadata) -> dict[str, np
 def write_atomically(path: str, data: bytes) -> None:
     """A file that has all of `data` or does not exist, also after a power cut."""
     folder, name = os.path.split(path)
-    temporary = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
+    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "wb") as f:
             f.write(data)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
@@ -119,7 +120,7 @@ def prepare(
     if only_finish:
         return work.finish_only()
     mine = range(process_id, len(work.keys), num_processes)
-    with shards.exclusive(out, process_id):
+    with shards.exclusive(out, process_id, say):
         work.run(mine, directory, say, before_loading, devices)
         metadata = work.finish()
     if metadata is None:
@@ -372,11 +373,8 @@ def _bar(what: str, total: int, done: int = 0) -> tqdm:
 
 def _make_directory(out: str) -> None:
     """Makes `out` and tries to write there. Raises DatasetError."""
-    probe = os.path.join(out, f".{os.getpid()}.probe")
     try:
         os.makedirs(out, exist_ok=True)
-        with open(probe, "wb") as f:
-            f.write(b"x")
-        os.unlink(probe)
+        tempfile.TemporaryFile(dir=out).close()
     except OSError as e:
         raise md.DatasetError(f"{out} cannot be written: {e.strerror or e}") from e

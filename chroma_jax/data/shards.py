@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import glob
 import hashlib
 import io
 import json
 import os
 import re
-import socket
-from collections.abc import Iterator, Mapping, Sequence
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from chroma_jax.checkpoint import locking
 from chroma_jax.data import metadata as md
 from chroma_jax.data import records
 from chroma_jax.data.manifest import BadRow
@@ -117,7 +117,7 @@ def _note_path(path: str) -> str:
 def _write_records(path: str, rows: list[bytes]) -> int:
     module = array_record_module()
     folder, name = os.path.split(path)
-    temporary = os.path.join(folder, f".{name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(8)}.tmp")
     try:
         writer = module.ArrayRecordWriter(temporary, "group_size:1")
         for row in rows:
@@ -258,18 +258,13 @@ def statistics(index: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def exclusive(directory: str, process_id: int) -> Iterator[None]:
-    """Keeps a second process of the same number out of a directory (of the same machine: locks of other file systems vary)."""
+def exclusive(directory: str, process_id: int, say: Callable[[str], None]) -> Iterator[None]:
+    """Keeps a second process of the same number out of a directory. Raises DatasetError."""
     path = os.path.join(directory, f".process-{process_id}.lock")
-    with open(path, "w") as lock:
+    busy = f"another process is preparing {directory} with process_id {process_id}"
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            raise md.DatasetError(
-                f"another process is preparing {directory} with process_id {process_id}"
-            ) from e
-        try:
-            yield
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+            stack.enter_context(locking.exclusive(path, busy, say))
+        except locking.LockedError as e:
+            raise md.DatasetError(str(e)) from e
+        yield

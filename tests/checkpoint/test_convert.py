@@ -1,6 +1,5 @@
 """Conversion to our directory: the same numbers, complete or not there at all."""
 
-import fcntl
 import json
 import os
 import pathlib
@@ -22,6 +21,7 @@ from conftest import (
 )
 
 from chroma_jax.checkpoint import CheckpointError, convert, load, load_converted, load_torch, params
+from chroma_jax.checkpoint.staging import staged
 from chroma_jax.config import tiny
 
 
@@ -150,13 +150,12 @@ def test_a_full_disk_is_told_before_any_work(tmp_path, monkeypatch):
 
 
 def test_two_writers_do_not_meet(tmp_path):
-    stage = tmp_path / ".out.incomplete"
-    stage.mkdir()
-    with open(stage / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with staged(tmp_path / "out", overwrite=False):
         with pytest.raises(CheckpointError, match="another process is writing .*out"):
             convert(GOLDEN, tmp_path / "out")
-    convert(GOLDEN, tmp_path / "out")
+        assert sorted(os.listdir(tmp_path)) == [".out.incomplete", ".out.lock"]
+    convert(GOLDEN, tmp_path / "out", overwrite=True)
+    assert os.listdir(tmp_path) == ["out"]
 
 
 @pytest.mark.parametrize("where", ["same", "inside", "around"])

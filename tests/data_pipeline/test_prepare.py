@@ -311,7 +311,7 @@ def test_an_output_with_other_things_in_it(tmp_path, manifest, golden_dir):
 def test_one_process_at_a_time(tmp_path, manifest, golden_dir):
     (tmp_path / "o").mkdir()
     with (
-        shards.exclusive(str(tmp_path / "o"), 0),
+        shards.exclusive(str(tmp_path / "o"), 0, print),
         pytest.raises(md.DatasetError, match="another process is preparing"),
     ):
         prepare(manifest, golden_dir, tmp_path / "o", OPTIONS)
