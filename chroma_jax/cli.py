@@ -1,24 +1,96 @@
-"""What the commands share: flags parsed, user errors told in one line with exit code 2."""
+"""What the commands share: flags parsed, user errors told in one line with exit code 2, outputs that outlive their readers."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging as std_logging
+import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TextIO
 
 from absl import app, flags, logging
 
+from chroma_jax import messages, paths
+
 USAGE_ERROR = 2
+# A flag counts as that of the module which calls `path_flag`: --help lists the flags of the command.
+flags.disclaim_key_flags()
 
 
 class CommandError(ValueError):
     """A mistake in how a command was called."""
 
 
-def fail(message: object) -> None:
-    """Prints `error: message` and exits with code 2."""
-    print(f"error: {' '.join(str(message).splitlines())}", file=sys.stderr)
+def fail(message: object) -> NoReturn:
+    """Prints `error: message`, at most 200 characters in one line, and exits with code 2."""
+    print(messages.shorten(f"error: {message}"), file=sys.stderr)
     sys.exit(USAGE_ERROR)
+
+
+def path_flag(
+    name: str, default: str | None, help: str, flag_values: flags.FlagValues = flags.FLAGS
+) -> None:
+    """Defines a flag that takes a path (or a Hub id): a leading `~` is opened, which no shell does after `--name=`."""
+    flags.DEFINE(_PathParser(), name, default, help, flag_values, flags.ArgumentSerializer())
+
+
+class _PathParser(flags.ArgumentParser):
+    syntactic_help = "a path"
+
+    def parse(self, argument: str) -> str:
+        return paths.expand(argument)
+
+    def flag_type(self) -> str:
+        return "path"
+
+
+class LastingOutput:
+    """Standard output or error that work does not end with: `| head` closes it early, `PYTHONIOENCODING=ascii` has no letter for é.
+
+    Characters that the encoding lacks are written as escapes. When nobody reads any more, what is written is dropped.
+    """
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+        self.lost: OSError | None = None  # why it could not be written to, the first time
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+    def write(self, text: str) -> int:
+        """As the stream's own."""
+        try:
+            return self._stream.write(text)
+        except OSError as e:
+            self._lose(e)
+            return len(text)
+
+    def flush(self) -> None:
+        """As the stream's own."""
+        try:
+            self._stream.flush()
+        except OSError as e:
+            self._lose(e)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _lose(self, error: OSError) -> None:
+        self.lost = self.lost or error
+        # Else what is still buffered fails again, at the latest when Python ends.
+        with contextlib.suppress(OSError, ValueError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())
+            os.close(null)
+
+
+def keep_outputs() -> None:
+    """Makes standard output and error last, those that were closed before the command began included."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # else the next file that is opened takes its number
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
+    sys.stdout, sys.stderr = LastingOutput(sys.stdout), LastingOutput(sys.stderr)
 
 
 def parse(argv: Sequence[str]) -> list[str]:
@@ -39,7 +111,11 @@ def parse(argv: Sequence[str]) -> list[str]:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a command: `main` takes no arguments and reads its flags. ValueError and OSError are the user's; others are ours."""
+    """Runs a command: `main` takes no arguments and reads its flags.
+
+    ValueError and OSError are the user's: one line, exit code 2; others are ours. A standard output that is closed early or cannot
+    encode the text ends nothing: the work is done and the exit code is what it would be.
+    """
 
     def guarded(argv: Sequence[str]) -> None:
         if len(argv) > 1:
@@ -48,6 +124,7 @@ def run(main: Callable[[], None]) -> None:
             logging.set_verbosity(logging.WARNING)  # Orbax tells its life at each load and save
         try:
             main()
+            sys.stdout.flush()
         except (ValueError, OSError) as e:
             if logging.vlog_is_on(1):  # --verbosity=1: where it came from
                 raise
@@ -55,7 +132,12 @@ def run(main: Callable[[], None]) -> None:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
+        lost = sys.stdout.lost
+        # A reader that has enough is no error; a full disk is, though what the command makes is made.
+        if lost is not None and lost.errno != errno.EPIPE:
+            fail(f"standard output could not be written: {lost.strerror}")
 
+    keep_outputs()
     # absl lets JAX tell which backends a machine does not have, and how its processes meet.
     for name in ("jax._src.xla_bridge", "jax._src.distributed"):
         std_logging.getLogger(name).setLevel(std_logging.WARNING)

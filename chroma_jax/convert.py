@@ -22,33 +22,31 @@ from absl import flags
 from chroma_jax import cli
 
 
-def define_flags() -> None:
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Called by the command only: other commands have flags of the same names."""
-    flags.DEFINE_string(
-        "source", None, "what to convert: a directory, or a Hub id such as FlashLabs/Chroma-4B"
-    )
-    flags.DEFINE_string("out", None, "the directory to make")
+    to = dict(flag_values=values)
+    cli.path_flag("source", None, "what to convert: a directory, or a Hub id such as FlashLabs/Chroma-4B", **to)  # fmt: skip
+    cli.path_flag("out", None, "the directory to make", **to)
     flags.DEFINE_enum(
         "dtype",
         None,
         ["bfloat16", "float32", "float16"],
         "what Reasoner, Backbone and Decoder are stored in (the Codec keeps its dtype); default: every tensor keeps its dtype",
+        **to,
     )
     flags.DEFINE_enum(
         "quantize",
         None,
         ["int8", "fp8"],
         "hold kernels and tables in eight bits, for generation only; default: as they are",
+        **to,
     )
-    flags.DEFINE_bool(
-        "export", False, "the other way: from a converted directory to a PyTorch checkpoint"
-    )
-    flags.DEFINE_bool("overwrite", False, "replace the checkpoint that is at --out")
+    flags.DEFINE_bool("export", False, "the other way: from a converted directory to a PyTorch checkpoint", **to)  # fmt: skip
+    flags.DEFINE_bool("overwrite", False, "replace the checkpoint that is at --out", **to)
 
 
-def main() -> None:
+def main(given: flags.FlagValues = flags.FLAGS) -> None:
     """The command, once flags are parsed."""
-    given = flags.FLAGS
     for name in ("source", "out"):
         if not given[name].value:
             raise cli.CommandError(f"--{name} is missing (--help lists the flags)")

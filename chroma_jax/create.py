@@ -22,8 +22,8 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 
     to = dict(flag_values=values)
     flags.DEFINE_enum("size", None, sorted(SIZES), "of the model", **to)
-    flags.DEFINE_string("manifest", None, "JSON lines, one spoken answer each", **to)
-    flags.DEFINE_string("out", None, "directory of the checkpoint", **to)
+    cli.path_flag("manifest", None, "JSON lines, one spoken answer each", **to)
+    cli.path_flag("out", None, "directory of the checkpoint", **to)
     flags.DEFINE_integer("vocab_size", 1024, "tokens at most, bytes and control tokens included", **to)  # fmt: skip
     flags.DEFINE_float("codebook_seconds", 600.0, "sound that the codebooks are made from, at most", lower_bound=0.0, **to)  # fmt: skip
     flags.DEFINE_integer("seed", 0, "of the weights", lower_bound=0, upper_bound=2**32 - 1, **to)

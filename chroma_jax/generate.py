@@ -3,7 +3,7 @@ r"""Answers a question in a voice, and writes what it says.
     python -m chroma_jax.generate --checkpoint=DIR_OR_HUB_ID --question=question.wav \
         --voice=reference.wav --voice_text="What the reference says." --out=reply.wav
 
-The text appears as it is spoken. The question may also be --text. A checkpoint is a directory of the Hub's layout, one made
+The text appears on standard output as it is spoken; the reply is written also when nobody reads it (`| head`). The question may also be --text. A checkpoint is a directory of the Hub's layout, one made
 by `python -m chroma_jax.convert`, or a Hub id. Exit code 2 and one line on standard error for anything that you can mend.
 """
 
@@ -18,34 +18,35 @@ from absl import flags
 from chroma_jax import cli
 
 _WHERE = (
-    "no --checkpoint: the weights are FlashLabs/Chroma-4B on the Hugging Face Hub (gated: accept its licence there, "
-    "then `hf auth login`); pass --checkpoint=FlashLabs/Chroma-4B or a directory, or --config=tiny for random weights"
+    "no --checkpoint: pass a directory, or --checkpoint=FlashLabs/Chroma-4B (gated on the Hub: accept its licence, then "
+    "`hf auth login`), or --config=tiny for random weights"
 )
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Called by the command only: other commands have flags of the same names."""
     string = functools.partial(flags.DEFINE_string, flag_values=values)
+    path = functools.partial(cli.path_flag, flag_values=values)
     number = functools.partial(flags.DEFINE_float, flag_values=values)
     integer = functools.partial(flags.DEFINE_integer, flag_values=values)
     choice = functools.partial(flags.DEFINE_enum, flag_values=values)
-    string("checkpoint", None, "directory (Hub layout or converted) or Hub id of the weights")
+    path("checkpoint", None, "directory (Hub layout or converted) or Hub id of the weights")
     choice(
         "config",
         None,
         ["tiny"],
         "instead of a checkpoint: random weights of this size, which make noise",
     )
-    string("question", None, "sound file with the spoken question")
+    path("question", None, "sound file with the spoken question")
     string(
         "text",
         None,
         "the question as text; with --question, what follows the sound in the same turn",
     )
-    string("voice", None, "sound file with the reference voice, or a voice saved as .npz")
+    path("voice", None, "sound file with the reference voice, or a voice saved as .npz")
     string("voice_text", None, "exactly what the reference voice says")
-    string("out", None, "WAV file to write")
-    string(
+    path("out", None, "WAV file to write")
+    path(
         "compilation_cache",
         None,
         "directory in which compiled programs are kept for the next call; empty for none; default: "
@@ -142,7 +143,7 @@ def main(given: flags.FlagValues = flags.FLAGS) -> None:
         raise cli.CommandError("no question: give --question=FILE (sound), --text=TEXT, or both")
     if not given.out:
         raise cli.CommandError("no --out: name the WAV file to write")
-    check_output(given.out)
+    check_output(given.out, inputs=[given.question, given.voice])
     sampling, voice = _sampling(given), _voice(given)
     question = Turn(audio=given.question, text=given.text)
     processor = _processor(given)

@@ -20,7 +20,7 @@ from typing import Any
 
 from absl import flags, logging
 
-from chroma_jax import cli
+from chroma_jax import cli, paths
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
@@ -32,7 +32,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     to = dict(flag_values=values)
     # Keys are not its: `overrides` knows those that a file leaves out.
     config_flags.DEFINE_config_file("config", None, "file with get_config(); --config.key=value changes it", sys_argv=[], **to)  # fmt: skip
-    flags.DEFINE_string("workdir", None, "directory of the run: checkpoints, scalars, the trained model", **to)  # fmt: skip
+    cli.path_flag("workdir", None, "directory of the run: checkpoints, scalars, the trained model", **to)  # fmt: skip
     flags.DEFINE_enum("export", "end", ["end", "now", "never"], "write WORKDIR/model: after the last step; now, without a step; never", **to)  # fmt: skip
     flags.DEFINE_bool("distributed", False, "one of several processes: calls jax.distributed.initialize", **to)  # fmt: skip
     flags.DEFINE_string("coordinator", None, "address:port of process 0, where --distributed cannot find it by itself", **to)  # fmt: skip
@@ -107,14 +107,20 @@ def split_changes(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]
         cli.fail(e)
 
 
-def check_config_file(argv: Sequence[str]) -> None:
-    """Ends the command when --config names no file. Left to absl, that would read as an unknown flag --config.key."""
+def check_config_file(argv: list[str]) -> None:
+    """Opens a `~` in --config, and ends the command when that names no file. Left to absl, it would read as an unknown flag --config.key."""
     for i, argument in enumerate(argv):
         name, equals, value = argument.partition("=")
-        if name in ("--config", "-config"):
-            path = (value if equals else "".join(argv[i + 1 : i + 2])).partition(":")[0]
-            if path and not os.path.isfile(path):
-                cli.fail(f"--config: {path}: no such file")
+        if name not in ("--config", "-config") or not (equals or argv[i + 1 : i + 2]):
+            continue
+        value = paths.expand(value if equals else argv[i + 1])
+        if equals:
+            argv[i] = f"{name}={value}"
+        else:
+            argv[i + 1] = value
+        path = value.partition(":")[0]
+        if path and not os.path.isfile(path):
+            cli.fail(f"--config: {path}: no such file")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from chroma_jax import paths
 from chroma_jax.audio.wav import AudioError
 
 
@@ -79,6 +80,7 @@ class MelConfig:
     def load(cls, directory: str | os.PathLike, default: MelConfig | None = None) -> MelConfig:
         """The settings of a checkpoint directory: preprocessor_config.json, or the `feature_extractor` of
         processor_config.json, or `default` where there is neither. Raises ValueError naming the file."""
+        directory = paths.expand(directory)
         for file, section in (
             ("preprocessor_config.json", None),
             ("processor_config.json", "feature_extractor"),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from chroma_jax import paths
 from chroma_jax.config import ChromaConfig
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ def load_tokenizer(directory: str | os.PathLike) -> Tokenizer:
 
     Raises ValueError naming the directory or file for a directory without a tokenizer and for files that cannot be read.
     """
-    directory = os.fspath(directory)
+    directory = paths.expand(directory)
     tokenizer_json = os.path.join(directory, "tokenizer.json")
     bpe_files = [os.path.join(directory, f) for f in ("vocab.json", "merges.txt")]
     settings = _read_json(os.path.join(directory, "tokenizer_config.json"))
@@ -216,6 +217,7 @@ def load_tokenizer(directory: str | os.PathLike) -> Tokenizer:
 
 def has_tokenizer(directory: str | os.PathLike) -> bool:
     """Whether `load_tokenizer` would find files to read."""
+    directory = paths.expand(directory)
     there = {f for f in PROCESSOR_FILES if os.path.isfile(os.path.join(directory, f))}
     return "tokenizer.json" in there or {"vocab.json", "merges.txt"} <= there
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import io
 import os
-import uuid
 import wave
+from collections.abc import Iterable
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+from chroma_jax import messages, paths
 
 # A path, an encoded file as bytes, an open binary file, or (samples [N], [N, C] or [C, N], sampling rate in Hz).
 AudioSource = str | os.PathLike | bytes | BinaryIO | tuple[ArrayLike, int]
@@ -23,21 +25,28 @@ MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz: nothing that holds speech lies outsid
 MAX_SECONDS = 2 * 3600
 # Floats mean full scale 1. Some files overshoot it; only 16-bit integers that were cast to float get this far.
 MAX_PEAK = 100.0
+MAX_CHANNELS = 64  # more are a spectrogram
+# One axis of 1, the other no longer than this: one moment of several channels, such as a stereo pair, not a few samples of one.
+_CHANNELS_OF_A_MOMENT = 8
 _BLOCK_VALUES = 1 << 20  # samples decoded at a time, over all channels
 _UNKNOWN_FRAMES = 1 << 62  # libsndfile's "length unknown" lies above this
 _OTHER_FORMATS = (".aac", ".aiff", ".au", ".flac", ".m4a", ".mp3", ".mp4", ".ogg", ".opus", ".webm")
 
 
 class AudioError(ValueError):
-    """Sound that cannot be read, used or written; the one-line message names the file or the argument."""
+    """Sound that cannot be read, used or written; the message, one line of at most 200 characters, names file or argument."""
+
+    def __init__(self, message: str):
+        super().__init__(messages.shorten(message))
 
 
 def load_audio(source: AudioSource, sampling_rate: int, *, name: str | None = None) -> np.ndarray:
     """Reads sound of any rate and channel count as mono float32 [N] at `sampling_rate` Hz, full scale ±1.
 
     `source` is a path or encoded file of any kind that libsndfile reads (WAV, FLAC, OGG, Opus, MP3, ...), or a pair
-    (samples, rate) of integers (uint8, int8, int16, int32: scaled by their full scale) or floats. Channels are mixed down by
-    their mean; in a two-dimensional array the shorter axis is the channels. Resampling is soxr's high quality.
+    (samples, rate) of integers (uint8, int8, int16, int32: scaled by their full scale) or floats, of any byte order. Channels are
+    mixed down by their mean; in a two-dimensional array the shorter axis is the channels (but [1, 2] is one moment of two, not two
+    of one: so up to [1, 8]). Resampling is soxr's high quality.
     `name` is what errors call the sound; a path names itself.
 
     Raises AudioError, a ValueError, naming the source: no such file, a directory, not sound, no samples, NaN or infinite
@@ -69,16 +78,22 @@ class AudioStream:
     def __init__(self, sampling_rate: int, *, name: str = "audio"):
         self._to, self._name = sampling_rate, name
         self._from: int | None = None
+        self._channels: int | None = None  # the axis that they were on so far
         self._resampler = None
 
     def push(self, samples: ArrayLike, rate: int) -> np.ndarray:
         """The next samples, as `load_audio` takes them, which may be none -> mono float32 [n] as far as they can be told.
 
+        Pieces so short that their shape does not say which axis is the channels' have them where longer ones before had them.
+
         Raises AudioError as `load_audio`, and when the rate changes; then nothing is taken in.
         """
-        samples = np.asarray(samples)
+        samples = _as_array(samples, self._name)
+        channels = self._channels
         if samples.size:
-            samples, rate = _from_array((samples, rate), self._name)
+            if samples.ndim == 2 and max(samples.shape) > _CHANNELS_OF_A_MOMENT:
+                channels = _channels_axis(samples.shape)
+            samples, rate = _from_array((samples, rate), self._name, channels)
             _check_samples(samples, self._name)
         else:
             samples, rate = np.zeros(0, np.float32), _check_rate(rate, self._name)
@@ -88,7 +103,7 @@ class AudioStream:
             self._resampler = _soxr().ResampleStream(
                 rate, self._to, 1, dtype="float32", quality="HQ"
             )
-        self._from = rate
+        self._from, self._channels = rate, channels
         return self._resampler.resample_chunk(samples) if self._resampler else samples
 
     def finish(self) -> np.ndarray:
@@ -117,11 +132,11 @@ def save_wav(
     if subtype not in ("PCM_16", "FLOAT"):
         raise AudioError(f"{os.fspath(path)}: subtype must be PCM_16 or FLOAT, got {subtype!r}")
     target = check_output(path)
-    partial = f"{target}.{uuid.uuid4().hex}.partial"
     try:
-        if subtype == "FLOAT":
-            _soundfile().write(partial, samples, sampling_rate, subtype="FLOAT", format="WAV")
-        else:
+        with paths.replacing(target) as partial:
+            if subtype == "FLOAT":
+                _soundfile().write(partial, samples, sampling_rate, subtype="FLOAT", format="WAV")
+                return
             # 32768 on both ways, so that what was read as 16 bits is written back unchanged.
             pcm = np.clip(np.rint(samples * 32768.0), -32768, 32767).astype("<i2")
             with open(partial, "wb") as f, wave.open(f, "wb") as w:
@@ -129,21 +144,31 @@ def save_wav(
                 w.setsampwidth(2)
                 w.setframerate(sampling_rate)
                 w.writeframes(pcm.tobytes())
-        os.replace(partial, target)
     except (OSError, RuntimeError, wave.Error) as e:
         raise AudioError(f"{os.fspath(path)}: cannot be written: {_one_line(e)}") from e
-    finally:
-        if os.path.exists(partial):
-            os.unlink(partial)
 
 
-def check_output(path: str | os.PathLike) -> str:
-    """The resolved path if a WAV file can be written there, asked before long work. Raises AudioError if not."""
+def check_output(path: str | os.PathLike, inputs: Iterable[AudioSource | None] = ()) -> str:
+    """The resolved path if a WAV file can be written there, asked before long work.
+
+    `inputs` are what the work reads, and is not to be written over. Raises AudioError if not.
+    """
     name = os.fspath(path)
     if not isinstance(name, str) or not name or "\0" in name:
         raise AudioError(f"output path {name!r} is not a file name")
-    target = os.path.realpath(name)
+    target = os.path.realpath(paths.expand(name))
     folder = os.path.dirname(target)
+    try:
+        os.lstat(target)
+    except FileNotFoundError:
+        pass
+    except NotADirectoryError:
+        raise AudioError(f"{name}: there is no directory {folder}") from None
+    except OSError as e:  # a name too long, for one
+        raise AudioError(f"{name}: cannot be written: {_one_line(e)}") from e
+    for source in inputs:
+        if isinstance(source, str | os.PathLike) and paths.same(source, target):
+            raise AudioError(f"{name}: is one of the inputs, it will not be replaced")
     if os.path.splitext(target)[1].lower() in _OTHER_FORMATS:
         raise AudioError(f"{name}: only WAV is written, give a name that ends in .wav")
     if os.path.isdir(target):
@@ -167,8 +192,23 @@ def _check_samples(samples: np.ndarray, name: str) -> None:
         )
 
 
-def _from_array(source: tuple, name: str) -> tuple[np.ndarray, int]:
-    """(samples [N] float32, rate) of a pair."""
+def _as_array(samples: ArrayLike, name: str) -> np.ndarray:
+    try:
+        return np.asarray(samples)
+    except (TypeError, ValueError) as e:
+        raise AudioError(f"{name}: samples are not an array: {_one_line(e)}") from e
+
+
+def _channels_axis(shape: tuple[int, int]) -> int:
+    """Which axis of [N, C] or [C, N] is the channels'."""
+    first, second = shape
+    if first == 1 and second <= _CHANNELS_OF_A_MOMENT:
+        return 1
+    return 0 if first < second else 1
+
+
+def _from_array(source: tuple, name: str, channels: int | None = None) -> tuple[np.ndarray, int]:
+    """(samples [N] float32, rate) of a pair; `channels` is the axis on which they are, where that is known."""
     if len(source) != 2:
         raise AudioError(f"{name}: wanted (samples, sampling rate), got a tuple of {len(source)}")
     samples, rate = source
@@ -177,18 +217,21 @@ def _from_array(source: tuple, name: str) -> tuple[np.ndarray, int]:
     ):
         raise AudioError(f"{name}: wanted (samples, sampling rate), got them the other way round")
     rate = _check_rate(rate, name)
-    try:
-        samples = np.asarray(samples)
-    except (TypeError, ValueError) as e:
-        raise AudioError(f"{name}: samples are not an array: {_one_line(e)}") from e
+    samples = _as_array(samples, name)
     if samples.ndim not in (1, 2):
         raise AudioError(
             f"{name}: samples must be [N], [N, C] or [C, N], got shape {list(samples.shape)}"
         )
     if not samples.size:
         raise AudioError(f"{name}: has no samples")
+    if samples.ndim == 2 and min(samples.shape) > MAX_CHANNELS:
+        raise AudioError(
+            f"{name}: samples must be [N], [N, C] or [C, N], got shape {list(samples.shape)}: no sound has so many channels"
+        )
     if max(samples.shape) > MAX_SECONDS * rate:
         raise AudioError(f"{name}: longer than {MAX_SECONDS // 3600} hours")
+    if not samples.dtype.isnative:
+        samples = samples.astype(samples.dtype.newbyteorder("="))
     if samples.dtype == np.uint8:
         samples = (samples.astype(np.float32) - 128.0) / 128.0
     elif samples.dtype in (np.int8, np.int16, np.int32):
@@ -199,7 +242,7 @@ def _from_array(source: tuple, name: str) -> tuple[np.ndarray, int]:
             f"{name}: samples must be floats, uint8, int8, int16 or int32, got {samples.dtype}"
         )
     if samples.ndim == 2:
-        samples = samples.mean(axis=0 if samples.shape[0] < samples.shape[1] else 1)
+        samples = samples.mean(axis=_channels_axis(samples.shape) if channels is None else channels)
     with np.errstate(
         over="ignore"
     ):  # a float64 too large for float32 becomes infinite, and is refused as such
@@ -216,7 +259,11 @@ def _from_file(source: AudioSource, name: str) -> tuple[np.ndarray, int]:
             # Read whole: decoders seek, and not every open file can.
             file = _Encoded(source.read())
         else:
-            file = os.fspath(source)
+            file = paths.expand(source)
+            if file.startswith("data:"):
+                raise AudioError(f"{name}: is a data: URL, not a path; pass the bytes in it")
+            if "://" in file and not os.path.exists(file):
+                raise AudioError(f"{name}: is a URL, which is not fetched; pass a path or bytes")
             if os.path.isdir(file):
                 raise AudioError(f"{name}: is a directory, wanted a sound file")
             if not os.path.exists(file):
@@ -301,7 +348,7 @@ def _name(source: object, name: str | None) -> str:
         raise AudioError(
             f"{name or 'audio'} must be a path, bytes, an open file or (samples, rate), got {type(source).__name__}"
         )
-    return name or own
+    return messages.shorten(name or own, 100)
 
 
 def _one_line(error: BaseException) -> str:

@@ -24,6 +24,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from chroma_jax import paths
 from chroma_jax.checkpoint import params, quantizing
 from chroma_jax.checkpoint.from_torch import load_torch
 from chroma_jax.checkpoint.params import Shardings
@@ -316,7 +317,8 @@ def save(
             ocp.save(os.path.join(stage, PARAMS), nest(arrays))
         if first:
             for file in extra_files:
-                shutil.copyfile(file, os.path.join(stage, os.path.basename(os.fspath(file))))
+                file = paths.expand(file)
+                shutil.copyfile(file, os.path.join(stage, os.path.basename(file)))
             with open(os.path.join(stage, CONFIG_FILE), "w", encoding="utf-8") as f:
                 json.dump(cfg.to_hf(), f, indent=2)
             whole = quantizing.full(cfg)

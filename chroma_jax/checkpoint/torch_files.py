@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from chroma_jax import paths
 from chroma_jax.checkpoint.safetensors_io import TensorInfo, read_header, read_tensor
 from chroma_jax.checkpoint.torch_table import CheckpointError, raise_problems
 from chroma_jax.config import ChromaConfig
@@ -42,7 +43,7 @@ def open_torch(directory: str | os.PathLike) -> TorchFiles:
     Raises CheckpointError (a ValueError) naming the file: no such directory, no or bad config.json, no weights, a shard
     that is missing, truncated or corrupted, a tensor that index and shards do not agree on.
     """
-    directory = os.fspath(directory)
+    directory = paths.expand(directory)
     if not os.path.isdir(directory):
         raise CheckpointError(f"no such directory: {directory}")
     return TorchFiles(directory, read_config(directory), _read_tensors(directory))

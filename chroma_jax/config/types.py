@@ -8,6 +8,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from chroma_jax import paths
+
 MAX_INT = 2**31 - 1  # what an int32 id or length holds
 REMAT = ("none", "full", "dots", "all_dots")
 QUANTIZED = ("int8", "fp8")
@@ -352,7 +354,7 @@ class ChromaConfig:
     @classmethod
     def load(cls, path: str | os.PathLike) -> ChromaConfig:
         """`from_hf` of a config.json file. Raises FileNotFoundError or ValueError naming the file."""
-        path = os.fspath(path)
+        path = paths.expand(path)
         try:
             with open(path, encoding="utf-8") as f:
                 return cls.from_hf(json.load(f))

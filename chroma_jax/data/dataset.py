@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 
+from chroma_jax import paths
 from chroma_jax.config import ChromaConfig
 from chroma_jax.data import metadata as md
 from chroma_jax.data import records
@@ -36,7 +37,7 @@ class Dataset:
         tokenizer: str | None = None,
         reasoner: str | None = None,
     ):
-        self.directory = os.fspath(directory)
+        self.directory = paths.expand(directory)
         self.metadata = md.read_metadata(directory)
         md.check_made_for(
             self.metadata,

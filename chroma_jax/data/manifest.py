@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from chroma_jax import paths
 from chroma_jax.audio.chat import Turn
 from chroma_jax.audio.prompt import Processor, Question
 from chroma_jax.audio.wav import load_audio
@@ -102,7 +103,7 @@ def read_manifest(path: str | os.PathLike) -> Manifest:
 
     Raises ValueError when the file cannot be read or has no rows.
     """
-    path = os.fspath(path)
+    path = paths.expand(path)
     root = os.path.dirname(os.path.abspath(path))
     rows: list[Row | BadRow] = []
     hashes = []
@@ -153,7 +154,7 @@ def _read_row(data: bytes, line: int, root: str) -> Row:
         raise ValueError(f"id must be text or a whole number, got {name!r}")
 
     def absolute(value: str | None) -> str | None:
-        return None if value is None else os.path.normpath(os.path.join(root, value))
+        return None if value is None else os.path.normpath(os.path.join(root, paths.expand(value)))
 
     turns = values.get("turns", [])
     if not isinstance(turns, list):

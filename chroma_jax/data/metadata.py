@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from chroma_jax import paths
 from chroma_jax.audio.mel import MelConfig
 from chroma_jax.audio.tokenizer import Tokenizer
 from chroma_jax.checkpoint.params import path_name
@@ -130,7 +131,7 @@ def write_metadata(directory: str, metadata: Metadata) -> None:
 
 def read_metadata(directory: str | os.PathLike) -> Metadata:
     """Reads dataset.json and checks that every shard is there. Raises DatasetError naming the directory and what is wrong."""
-    directory = os.fspath(directory)
+    directory = paths.expand(directory)
     path = os.path.join(directory, METADATA)
     if not os.path.isdir(directory):
         raise DatasetError(f"{directory}: no such dataset directory")
@@ -209,7 +210,7 @@ def check_made_for(
 
 def read_index(directory: str | os.PathLike, metadata: Metadata) -> dict[str, np.ndarray]:
     """The columns of index.npz, each [num_records]. Raises DatasetError when they are not there."""
-    path = os.path.join(os.fspath(directory), INDEX)
+    path = os.path.join(paths.expand(directory), INDEX)
     try:
         with np.load(path, allow_pickle=False) as stored:
             index = {name: stored[name].astype(dtype) for name, dtype in INDEX_COLUMNS.items()}

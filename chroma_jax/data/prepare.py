@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from chroma_jax import paths
 from chroma_jax.audio.prompt import DEFAULT_SYSTEM_PROMPT, Processor
 from chroma_jax.checkpoint import load, resolve_source
 from chroma_jax.checkpoint.torch_files import read_config
@@ -106,7 +107,7 @@ def prepare(
             f"process_id must be from 0 to num_processes - 1 = {num_processes - 1}, got {process_id}"
         )
     shards.array_record_module()
-    manifest, out = os.fspath(manifest), os.path.abspath(os.path.expanduser(os.fspath(out)))
+    manifest, out = paths.expand(manifest), os.path.abspath(os.path.expanduser(os.fspath(out)))
     rows, hashes = read_manifest(manifest)
     directory = resolve_source(checkpoint)
     config = read_config(directory)

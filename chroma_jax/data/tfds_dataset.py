@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 import tensorflow_datasets as tfds
 
+from chroma_jax import paths
 from chroma_jax.data import metadata as md
 from chroma_jax.data import records
 from chroma_jax.data.records import Record
@@ -103,7 +104,7 @@ class ChromaDialogues(tfds.core.GeneratorBasedBuilder):
 
         number = 0
         for shard in md.read_metadata(directory).shards:
-            reader = ArrayRecordReader(os.path.join(os.fspath(directory), shard["name"]))
+            reader = ArrayRecordReader(os.path.join(paths.expand(directory), shard["name"]))
             for i in range(shard["records"]):
                 yield number, example_of(records.decode(bytes(reader.read([i])[0])))
                 number += 1

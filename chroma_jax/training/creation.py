@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from chroma_jax import checkpoint
+from chroma_jax import checkpoint, paths
 from chroma_jax.audio.prompt import DEFAULT_SYSTEM_PROMPT
 from chroma_jax.audio.tokenizer import IM_START
 from chroma_jax.audio.wav import load_audio
@@ -70,13 +70,19 @@ def create(
     Raises:
       ValueError: a manifest with bad rows or too little sound, a vocabulary that is too small, an `out` that cannot be written.
     """
+    out, manifest = paths.expand(out), paths.expand(manifest)
     if not overwrite and os.path.isdir(out) and os.listdir(out):
-        raise ValueError(f"{os.fspath(out)} exists and is not empty; --overwrite replaces it")
+        raise ValueError(f"{out} exists and is not empty; --overwrite replaces it")
     rows = []
     for row in read_manifest(manifest).rows:
         if isinstance(row, BadRow):
-            raise ValueError(f"{os.fspath(manifest)}:{row.line}: {row.reason}")
+            raise ValueError(f"{manifest}:{row.line}: {row.reason}")
         rows.append(row)
+    inside = [
+        file for file in (manifest, *(row.answer_audio for row in rows)) if paths.within(file, out)
+    ]
+    if inside:  # --overwrite takes all that is there away
+        raise ValueError(f"{out} holds an input, {inside[0]}; choose another --out")
     backend = train_tokenizer([*_FRAME_TEXTS, *_texts(rows)], vocab_size)
     config = with_vocabulary(sizes, backend)
     say(f"tokenizer: {backend.get_vocab_size()} tokens, learned from the texts of {len(rows)} rows")
@@ -94,7 +100,7 @@ def create(
         backend.save(file)
         checkpoint.save(out, config, model, [file], overwrite=overwrite)
     size = sum(leaf.size for leaf in jax.tree.leaves(model))
-    say(f"{os.fspath(out)}: {size:,} random weights; nothing in it can speak yet")
+    say(f"{out}: {size:,} random weights; nothing in it can speak yet")
     return config
 
 

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from chroma_jax import checkpoint, sharding
+from chroma_jax import checkpoint, paths, sharding
 from chroma_jax.audio.prompt import Processor
 from chroma_jax.checkpoint.torch_files import CONFIG_FILE, side_files
 from chroma_jax.config import ChromaConfig
@@ -78,12 +78,16 @@ def train(
     """
     if export not in EXPORTS:
         raise ValueError(f"export must be one of {', '.join(EXPORTS)}, got {export!r}")
-    workdir = os.path.abspath(os.path.expanduser(os.fspath(workdir)))
+    workdir = os.path.abspath(paths.expand(workdir))
     first = jax.process_index() == 0
     say = say if first else lambda line: None
 
     # Everything that can be wrong, before the weights are read.
     source = config.model.checkpoint and checkpoint.resolve_source(config.model.checkpoint)
+    if source and paths.same(source, os.path.join(workdir, MODEL)):
+        raise ValueError(
+            f"model.checkpoint is {source}, where this run writes its own model: choose another --workdir"
+        )
     sizes = checkpoint.read_config(source) if source else config.model.sizes()
     trainer = build(sizes, config.train)
     trainer.check_rows(config.data.batch_size)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from chroma_jax import paths
 from chroma_jax.config import ChromaConfig, chroma_4b, chroma_100m, debug, tiny
 from chroma_jax.data.mixture import Source
 from chroma_jax.data.pipeline import Reading
@@ -136,7 +137,9 @@ def parse_sources(text: str, name: str) -> list[Source]:
             raise ValueError(f"{name}: the weight of {part!r} must be a number") from e
         if not 0 < share < float("inf"):
             raise ValueError(f"{name}: the weight of {part!r} must be positive")
-        sources.append(Source(directory=directory if separator else part, weight=share))
+        sources.append(
+            Source(directory=paths.expand(directory if separator else part), weight=share)
+        )
     if not sources:
         raise ValueError(f"{name} names no dataset: make one with python -m chroma_jax.prepare")
     return sources

@@ -129,6 +129,21 @@ def test_array_types(dtype, values, want):
     )
 
 
+@pytest.mark.parametrize("dtype", ["i2", "i4", "f2", "f4", "f8"])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_either_byte_order(dtype, order):
+    want = np.array([-0.5, 0.0, 0.25])
+    scale = 1 if dtype[0] == "f" else 2 ** (8 * int(dtype[1]) - 1)
+    got = load_audio(((want * scale).astype(order + dtype), 16000), 16000)
+    np.testing.assert_array_equal(got, np.float32(want))
+
+
+@pytest.mark.parametrize("channels", [2, 6, 8])
+def test_a_single_moment_of_several_channels(channels):
+    got = load_audio((np.linspace(0, 0.5, channels)[None], 16000), 16000)
+    np.testing.assert_allclose(got, [0.25], rtol=1e-6)
+
+
 def test_long_file_in_blocks(monkeypatch):
     monkeypatch.setattr(wav, "_BLOCK_VALUES", 1000)
     want, _ = soundfile.read(VOICE, dtype="float32")
@@ -183,17 +198,31 @@ def nan_wave(value: float) -> bytes:
         ((np.array([0.0, 32767.0]), 16000), "float samples reach 32767, but full scale is 1"),
         ((np.zeros(2 * 3600 * 1000 + 1, np.int8), 1000), "longer than 2 hours"),
         ((np.zeros(1, np.float32), 768000), "too short, it has no samples at 16000 Hz"),
+        ((np.zeros((80, 300)), 16000), r"got shape \[80, 300\]: no sound has so many channels"),
+        (
+            "data:audio/wav;base64," + "UklGR" * 100_000,
+            "is a data: URL, not a path; pass the bytes",
+        ),
+        ("https://host/" + "a" * 5000 + ".wav", "is a URL, which is not fetched"),
+        ("long/" * 2000 + ".wav", "no such file"),
         (3.5, "audio must be a path, bytes, an open file or .* got float"),
         (None, "audio must be a path"),
         (np.zeros(100), "audio must be a path, .* got ndarray"),
     ],
     # Encoded files hold the time of their making: as ids they would differ between workers.
-    ids=lambda value: value if isinstance(value, str) else "sound",
+    ids=lambda value: value[:80] if isinstance(value, str) else "sound",
 )
 def test_bad_sound_is_named(source, message):
     with pytest.raises(AudioError, match=message) as error:
         load_audio(source, 16000)
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) <= 200
+
+
+def test_a_long_name_of_the_callers_is_cut():
+    with pytest.raises(AudioError, match=r"^xxx.*: no such file$") as error:
+        load_audio("missing.wav", 16000, name="x" * 10_000)
+    assert len(str(error.value)) <= 200
 
 
 def test_the_given_name_is_used():
@@ -322,6 +351,39 @@ def test_save_replaces_and_keeps_the_umask(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
 
 
+@pytest.mark.parametrize("letter", ["n", "é"])
+def test_save_under_the_longest_name(tmp_path, letter):
+    """Names are limited in bytes; the name under which the file is made must not be longer."""
+    name = letter * (251 // len(letter.encode())) + ".wav"
+    save_wav(tmp_path / name, np.zeros(10), 24000)
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_save_in_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_wav("~/out.wav", np.zeros(10), 24000)
+    assert os.listdir(tmp_path) == ["out.wav"]
+    assert len(load_audio("~/out.wav", 24000)) == 10
+
+
+@pytest.mark.parametrize("spelled", ["same", "dots", "link", "hard", "home"])
+def test_an_input_is_no_output(tmp_path, monkeypatch, spelled):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    source = tmp_path / "voice.wav"
+    save_wav(source, np.zeros(10), 24000)
+    out = {
+        "same": source,
+        "dots": tmp_path / ".." / tmp_path.name / "voice.wav",
+        "home": "~/voice.wav",
+    }
+    (tmp_path / "link.wav").symlink_to(source)
+    os.link(source, tmp_path / "hard.wav")
+    out |= {"link": tmp_path / "link.wav", "hard": tmp_path / "hard.wav"}
+    with pytest.raises(AudioError, match="is one of the inputs"):
+        check_output(out[spelled], inputs=[None, b"bytes", (np.zeros(1), 24000), source])
+    check_output(tmp_path / "other.wav", inputs=[source])
+
+
 def test_save_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
     path = tmp_path / "out.wav"
     path.write_text("old")
@@ -353,6 +415,7 @@ def test_save_through_a_link(tmp_path):
         ("pipe", "pipe: is not an ordinary file"),
         ("out.mp3", r"out\.mp3: only WAV is written"),
         ("file/out.wav", "there is no directory"),
+        ("n" * 300 + ".wav", "cannot be written: File name too long"),
     ],
 )
 def test_output_that_cannot_be_written(tmp_path, monkeypatch, name, message):
@@ -439,3 +502,30 @@ def test_a_recording_in_pieces_is_the_same(rate):
     np.testing.assert_array_equal(np.concatenate(got), load_audio((samples, rate), 16000))
     with pytest.raises(AudioError, match=f"the rate was {rate} Hz, and is now 11025"):
         stream.push(samples[:10], 11025)
+
+
+def test_pushes_of_single_moments():
+    """Stereo that comes frame by frame: 1000 of [1, 2] are 1000 samples."""
+    sound = np.random.default_rng(0).uniform(-0.5, 0.5, (1000, 2)).astype(np.float32)
+    stream = AudioStream(16000)
+    got = np.concatenate([stream.push(moment[None], 16000) for moment in sound])
+    np.testing.assert_array_equal(got, load_audio((sound, 16000), 16000))
+
+
+@pytest.mark.parametrize("layout", ["NC", "CN"])
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_a_short_piece_lies_as_those_before(layout, channels):
+    sound = np.random.default_rng(0).uniform(-0.5, 0.5, (110, channels)).astype(np.float32)
+    stream, got = AudioStream(16000), []
+    for piece in np.split(sound, [100, 101, 103, 107, 108]):
+        got.append(stream.push(piece if layout == "NC" else piece.T, 16000))
+    np.testing.assert_allclose(np.concatenate(got), sound.mean(1), atol=1e-6)
+
+
+def test_a_refused_piece_changes_nothing():
+    stream = AudioStream(16000)
+    with pytest.raises(AudioError, match="NaN"):
+        stream.push(np.full((2, 100), np.nan), 16000)
+    with pytest.raises(AudioError, match="not an array"):
+        stream.push([[0.1, 0.2], [0.3]], 16000)
+    assert len(stream.push(np.zeros((1, 2)), 16000)) == 1
