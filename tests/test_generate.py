@@ -1,7 +1,9 @@
 """The command: a reply from the tiny checkpoint, and one line and exit code 2 for every mistake, before any long work."""
 
+import filecmp
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from chroma_jax import Chroma, Sampling, generate
+from chroma_jax import Chroma, Sampling, Voice, generate
 from chroma_jax.audio.wav import load_audio
 
 
@@ -59,6 +61,31 @@ def test_random_weights_say_so(request_flags, capsys, monkeypatch, golden):
     assert "random weights" in capsys.readouterr().err
 
 
+def test_paths_in_the_home_directory(request_flags, golden_dir, tmp_path, monkeypatch, golden):
+    """Every path of a whole call begins with ~, and so does that of a saved voice."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setattr(Chroma, "from_pretrained", lambda path, **_: golden)
+    (home / "model").symlink_to(golden_dir)
+    for name in ("question", "voice"):
+        shutil.copy(request_flags[name], home / f"{name}.wav")
+    Voice("~/voice.wav", request_flags["voice_text"]).save("~/voice.npz")
+    paths = dict(
+        checkpoint="~/model", question="~/question.wav", voice="~/voice.npz", out="~/reply.wav"
+    )
+    monkeypatch.chdir(tmp_path)
+    call(**(request_flags | paths | dict(voice_text=None)))
+    assert sorted(os.listdir(home)) == [
+        "model",
+        "question.wav",
+        "reply.wav",
+        "voice.npz",
+        "voice.wav",
+    ]
+    assert os.listdir(tmp_path) == ["home"]
+
+
 def test_text_alone_is_a_question(request_flags, golden, voice):
     call(**(request_flags | {"question": None}), text="Hello?")
     assert len(load_audio(request_flags["out"], 24000)) == 7 * 1920
@@ -77,6 +104,13 @@ BAD = {
     "question_is_no_sound": (dict(question=__file__), "test_generate.py"),
     "missing_voice": (dict(voice="nobody.wav"), "nobody.wav"),
     "missing_saved_voice": (dict(voice="nobody.npz"), "nobody.npz"),
+    "out_is_the_question": (dict(question="OUT"), "is one of the inputs"),
+    "out_is_the_voice": (dict(voice="OUT"), "is one of the inputs"),
+    "out_name_too_long": (dict(out="n" * 300 + ".wav"), "File name too long"),
+    "question_is_a_data_url": (
+        dict(question="data:audio/wav;base64," + "UklGR" * 10_000),
+        "data: URL",
+    ),
     "zero_seconds": (dict(max_seconds=0.0), "max_seconds"),
     "temperature": (dict(temperature=-1.0), "temperature"),
     "too_many_seconds": (dict(max_seconds=1000.0), "max_seconds 1000.0 is 12500 frames"),
@@ -91,9 +125,15 @@ def test_mistakes_are_named_before_the_weights_are_read(
 ):
     loading = lambda *_, **__: pytest.fail("the weights were read")  # noqa: E731
     monkeypatch.setattr(Chroma, "from_pretrained", loading)
-    with pytest.raises(ValueError, match=message):
+    out = request_flags["out"]
+    if "OUT" in change.values():
+        change = {name: out for name in change}
+        shutil.copy(request_flags["voice"], out)
+    with pytest.raises(ValueError, match=message) as error:
         call(**(request_flags | change))
-    assert not os.path.exists(request_flags["out"])
+    assert len(str(error.value)) <= 200
+    if os.path.exists(out):
+        assert filecmp.cmp(out, request_flags["voice"])
 
 
 def run(*arguments):

@@ -6,6 +6,7 @@ import collections
 import functools
 import hashlib
 import os
+import re
 import threading
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,7 +14,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from chroma_jax import paths
 from chroma_jax.audio.wav import AudioError, AudioSource, load_audio
+from chroma_jax.config import ChromaConfig
+from chroma_jax.messages import shown
 from chroma_jax.model.kv_cache import KVCache
 
 VOICE_RATE = 24000  # what voices are kept at: the rate of every Mimi
@@ -50,7 +54,7 @@ class Voice:
             )
         if not isinstance(text, str) or not text.strip():
             raise ValueError(
-                f"a voice needs its transcript, what the reference recording says, got {text!r}"
+                f"a voice needs its transcript, what the reference recording says, got {shown(text)}"
             )
         self.wave: np.ndarray = load_audio(audio, VOICE_RATE)  # [N] float32 at 24 kHz
         self.text = text
@@ -73,41 +77,66 @@ class Voice:
         return codes
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes an .npz with recording, transcript and codes, atomically."""
-        path = os.fspath(path)
-        temporary = f"{path}.{os.getpid()}.tmp"
+        """Writes an .npz with recording, transcript and codes, atomically: threads and processes may save to one file."""
+        path = paths.expand(path)
         codes = {f"codes_{codec}": self.codes(codec) for codec in list(self._codes)}
         try:
-            with open(temporary, "wb") as f:
+            with paths.replacing(os.path.realpath(path)) as temporary, open(temporary, "wb") as f:
                 np.savez(f, format=np.int32(1), wave=self.wave, text=np.array(self.text), **codes)
-            os.replace(temporary, path)
         except OSError as e:
             raise AudioError(f"{path}: the voice cannot be saved: {e.strerror or e}") from e
-        finally:
-            if os.path.exists(temporary):
-                os.remove(temporary)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Voice:
-        """Reads what `save` wrote. Raises ValueError naming the file when it is missing or something else."""
-        path = os.fspath(path)
+        """Reads what `save` wrote.
+
+        Raises ValueError naming the file when it is missing or something else, and when codes in it cannot be those of the
+        recording by the codec that they are said to be of.
+        """
+        path = paths.expand(path)
         try:
             with np.load(path, allow_pickle=False) as saved:
                 voice = cls((saved["wave"], VOICE_RATE), str(saved["text"]))
                 codes = {
                     k.removeprefix("codes_"): saved[k] for k in saved if k.startswith("codes_")
                 }
-        except AudioError:
-            raise
+        except FileNotFoundError as e:
+            raise AudioError(f"{path}: no such file") from e
         except Exception as e:  # zipfile, numpy and pickle have many ways to refuse a file
             raise AudioError(f"{path}: not a saved voice: {e}") from e
         for codec, array in codes.items():
-            if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
-                raise AudioError(
-                    f"{path}: not a saved voice: codes_{codec} has shape {array.shape}"
-                )
-        voice._codes = codes
+            _check_codes(path, codec, array, len(voice.wave))
+        # Earlier versions did not say what sort of codes a codec makes: what they saved is made again.
+        voice._codes = {codec: array for codec, array in codes.items() if _CODEC.fullmatch(codec)}
         return voice
+
+
+def codec_name(fingerprint: str, config: ChromaConfig) -> str:
+    """What a codec's codes are kept under: its weights' fingerprint, samples per frame, codebooks and their size."""
+    codec = config.codec
+    return f"{fingerprint}-{codec.frame_samples}x{config.num_codebooks}x{codec.codebook_size}"
+
+
+_CODEC = re.compile(r"[0-9a-f]+-(\d+)x(\d+)x(\d+)")
+
+
+def _check_codes(path: str, codec: str, codes: np.ndarray, samples: int) -> None:
+    """Raises AudioError for codes that this codec cannot have made of so many samples."""
+    if codes.ndim != 2 or not np.issubdtype(codes.dtype, np.integer):
+        raise AudioError(f"{path}: not a saved voice: codes_{codec} has shape {list(codes.shape)}")
+    match = _CODEC.fullmatch(codec)
+    if match is None:
+        return
+    frame, codebooks, size = map(int, match.groups())
+    want = [-(-samples // frame), codebooks]
+    if list(codes.shape) != want:
+        raise AudioError(
+            f"{path}: damaged: the codec's codes of this recording are {want} frames and codebooks, found {list(codes.shape)}"
+        )
+    if codes.size and not 0 <= int(codes.min()) <= int(codes.max()) < size:
+        raise AudioError(
+            f"{path}: damaged: codes must be from 0 to {size - 1}, found {codes.min()} to {codes.max()}"
+        )
 
 
 class KeptVoices:

@@ -22,7 +22,7 @@ from chroma_jax.engine.programs import Generated
 from chroma_jax.engine.request import Request, check_request, check_seed, voice_arrays
 from chroma_jax.engine.sampling import Sampling
 from chroma_jax.engine.state import Prompt
-from chroma_jax.engine.voice import EncodedVoice, KeptVoices, Voice
+from chroma_jax.engine.voice import EncodedVoice, KeptVoices, Voice, codec_name
 from chroma_jax.generation.listening import Listening
 from chroma_jax.generation.reply import Chunk, Reply, ReplyStream
 from chroma_jax.generation.warmup import warm_up
@@ -357,7 +357,7 @@ class Chroma:
             _first_values([x for x in jax.tree.leaves(self.model.codec) if x.ndim])
         ):
             digest.update(few.tobytes())
-        return digest.hexdigest()[:16]
+        return codec_name(digest.hexdigest()[:16], self.config)
 
 
 @jax.jit

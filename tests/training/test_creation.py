@@ -114,6 +114,11 @@ def test_mistakes(tmp_path, created):
     assert not (tmp_path / "x").exists()
     with pytest.raises(ValueError, match="exists and is not empty; --overwrite replaces it"):
         creation.create(created[0], tiny(), good)
+    for out in (tmp_path, tmp_path.parent):  # --overwrite would take the manifest away
+        with pytest.raises(
+            ValueError, match=r"holds an input, .*data\.jsonl; choose another --out"
+        ):
+            creation.create(out, tiny(), good, overwrite=True)
 
 
 @pytest.mark.parametrize("missing", ["size", "manifest", "out"])

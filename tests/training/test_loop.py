@@ -351,6 +351,15 @@ def test_mistakes_are_told_before_anything_is_made(dataset, golden_dir, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+def test_the_run_does_not_write_over_the_model_that_it_begins_with(dataset, golden_dir, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / loop.MODEL).symlink_to(golden_dir)
+    for checkpoint_ in (golden_dir, tmp_path / "run" / loop.MODEL):
+        with pytest.raises(ValueError, match="where this run writes its own model"):
+            small_run.run(dataset, checkpoint_, tmp_path / "run")
+    assert os.listdir(tmp_path / "run") == [loop.MODEL]
+
+
 def test_data_of_another_codec(dataset, tmp_path, golden_dir):
     loaded = checkpoint.load(golden_dir)
     loaded.model.codec = jax.tree.map(lambda x: x + 1, loaded.model.codec)
