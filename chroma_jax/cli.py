@@ -36,6 +36,14 @@ def path_flag(
     flags.DEFINE(_PathParser(), name, default, help, flag_values, flags.ArgumentSerializer())
 
 
+def path_list_flag(
+    name: str, default: Sequence[str] | None, help: str, flag_values: flags.FlagValues = flags.FLAGS
+) -> None:
+    """`path_flag` for several paths, with commas between them."""
+    serializer = flags.CsvListSerializer(",")
+    flags.DEFINE(_PathListParser(), name, default, help, flag_values, serializer)
+
+
 class _PathParser(flags.ArgumentParser):
     syntactic_help = "a path"
 
@@ -44,6 +52,14 @@ class _PathParser(flags.ArgumentParser):
 
     def flag_type(self) -> str:
         return "path"
+
+
+class _PathListParser(flags.ListParser):
+    def parse(self, argument: str | Sequence[str]) -> list[str]:
+        return [paths.expand(path) for path in super().parse(argument)]
+
+    def flag_type(self) -> str:
+        return "comma separated list of paths"
 
 
 class LastingOutput:

@@ -25,7 +25,8 @@ class _Define:
 
     def __init__(self, values: flags.FlagValues):
         self.string = functools.partial(flags.DEFINE_string, flag_values=values)
-        self.list = functools.partial(flags.DEFINE_list, flag_values=values)
+        self.path = functools.partial(cli.path_flag, flag_values=values)
+        self.paths = functools.partial(cli.path_list_flag, flag_values=values)
         self.number = functools.partial(flags.DEFINE_float, flag_values=values)
         self.integer = functools.partial(flags.DEFINE_integer, flag_values=values)
         self.choice = functools.partial(flags.DEFINE_enum, flag_values=values)
@@ -66,9 +67,9 @@ def _say(summary: dict) -> None:
 
 
 def _speech_flags(define: _Define) -> None:
-    define.string("list", None, "meta.lst (2 to 5 fields between |) or JSONL of what is spoken")
-    define.string("wavs", None, "folder of <name>.wav to score")
-    define.string("out", None, "folder of the results")
+    define.path("list", None, "meta.lst (2 to 5 fields between |) or JSONL of what is spoken")
+    define.path("wavs", None, "folder of <name>.wav to score")
+    define.path("out", None, "folder of the results")
     define.string("system", None, "what the table calls it; default the folder's name")
     define.integer("seed", 0, "of the intervals", lower_bound=0)
     _judge_flags(define)
@@ -97,8 +98,8 @@ def _speech(given: flags.FlagValues) -> None:
 
 
 def _report_flags(define: _Define) -> None:
-    define.list("results", None, "folders of results, one or several between commas")
-    define.string("out", None, "HTML file to write")
+    define.paths("results", None, "folders of results, one or several between commas")
+    define.path("out", None, "HTML file to write")
 
 
 def _report(given: flags.FlagValues) -> None:

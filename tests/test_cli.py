@@ -21,36 +21,47 @@ COMMANDS = sorted(
 )
 
 
-@pytest.fixture
-def flags_of():
-    def define(command: str) -> flags.FlagValues:
-        values = flags.FlagValues()
-        importlib.import_module(f"chroma_jax.{command}").define_flags(values)
-        return values
-
-    return define
+def flags_of(command: str) -> list[flags.FlagValues]:
+    """The flags of a command, or of each of its tasks."""
+    module, found = importlib.import_module(f"chroma_jax.{command}"), []
+    for task in getattr(module, "TASKS", [None]):
+        found.append(flags.FlagValues())
+        module.define_flags(*filter(None, [task]), values=found[-1])
+    return found
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_flags_that_take_a_path_open_a_tilde(command, flags_of, monkeypatch):
+def test_flags_that_take_a_path_open_a_tilde(command, monkeypatch):
     monkeypatch.setenv("HOME", "/home/ada")
-    values = flags_of(command)
-    names = [name for name in values if values[name].flag_type() == "path"]
-    values([command, *(f"--{name}=~/x" for name in names)])
-    assert {values[name].value for name in names} == {"/home/ada/x"}
+    for values in flags_of(command):
+        names = {name: values[name].flag_type() for name in values}
+        paths = [name for name, kind in names.items() if kind == "path"]
+        several = [name for name, kind in names.items() if kind.endswith("list of paths")]
+        assert paths
+        values(
+            [
+                command,
+                *(f"--{name}=~/x" for name in paths),
+                *(f"--{name}=~/x,y,~/z" for name in several),
+            ]
+        )
+        assert {values[name].value for name in paths} == {"/home/ada/x"}
+        for name in several:
+            assert values[name].value == ["/home/ada/x", "y", "/home/ada/z"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_flags_that_speak_of_files_take_paths(command, flags_of):
-    values = flags_of(command)
-    wrong = [
-        name
-        for name in values
-        if values[name].flag_type() == "string"
-        and not name.startswith("config")
-        and {"file", "directory", "folder", "path"} & set(values[name].help.lower().split())
-    ]
-    assert not wrong
+def test_flags_that_speak_of_files_take_paths(command):
+    for values in flags_of(command):
+        wrong = [
+            name
+            for name in values
+            if values[name].flag_type() in ("string", "comma separated list of strings")
+            and not name.startswith("config")
+            and {"file", "directory", "directories", "folder", "folders", "path"}
+            & set(values[name].help.lower().split())
+        ]
+        assert not wrong
 
 
 @pytest.mark.parametrize("form", ["one word", "two words"])

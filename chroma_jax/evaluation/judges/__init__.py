@@ -19,6 +19,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from chroma_jax import paths
+
 
 class MissingJudge(ValueError):  # noqa: N818 (it names what is missing)
     """A judge whose package or weights are not here; the message says how to get them."""
@@ -117,7 +119,7 @@ def _named(name: str, known: dict[str, str]) -> tuple[str, str | None]:
     kind, _, path = name.partition(":")
     for form in known:
         if form.partition(":")[0] == kind and bool(path) == (":" in form):
-            return kind, path or None
+            return kind, paths.expand(path) or None
     raise ValueError(f"no judge {name!r}: there are {', '.join(known)}")
 
 
