@@ -19,7 +19,9 @@ import numpy as np
 from flax import nnx
 
 from chroma_jax.config import AudioEncoderConfig
-from chroma_jax.model.layers import layer_norm, normal, project, zeros
+from chroma_jax.model import attention
+from chroma_jax.model.layers import layer_norm, normal, zeros
+from chroma_jax.model.linear import project
 from chroma_jax.sharding import ROWS, constrain
 
 
@@ -54,10 +56,7 @@ class EncoderLayer(nnx.Module):
         q = project("CTD,DNH->CTNH", h, self.q) + bias(self.q_bias)
         k = project("CTD,DNH->CTNH", h, self.k)
         v = project("CTD,DNH->CTNH", h, self.v) + bias(self.v_bias)
-        mask = jnp.broadcast_to(
-            valid[:, None, None, :], (valid.shape[0], 1, valid.shape[1], valid.shape[1])
-        )
-        out = jax.nn.dot_product_attention(q, k, v, mask=mask)
+        out = attention.masked(q, k, v, valid[:, None, :])
         x = x + project("CTNH,NHD->CTD", out, self.o) + bias(self.o_bias)
         h = project("CTD,DF->CTF", self.mlp_norm(x), self.up) + bias(self.up_bias)
         h = jax.nn.gelu(h, approximate=False)

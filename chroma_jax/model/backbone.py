@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from chroma_jax.config import BackboneConfig
-from chroma_jax.model.layers import normal, project_float32, rows
+from chroma_jax.model.layers import normal
+from chroma_jax.model.linear import embed, project_float32
 from chroma_jax.model.llama import Llama
 
 
@@ -32,7 +33,7 @@ class Backbone(nnx.Module):
     def embed_codes(self, codes: jax.Array, first: int | jax.Array = 0) -> jax.Array:
         """Codes [..., n] of codebooks first..first+n-1 -> one embedding per code [..., n, D]."""
         books = first + jnp.arange(codes.shape[-1])
-        return rows(self.audio_embedding, (books, codes), self.cfg.llama.dtype)
+        return embed(self.audio_embedding, (books, codes), self.cfg.llama.dtype)
 
     def embed_frames(self, frames: jax.Array) -> jax.Array:
         """Frames [..., Q] -> the sum of their codes' embeddings [..., D]: one Backbone position per frame."""

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from chroma_jax.config import DecoderConfig
-from chroma_jax.model.layers import normal, project, project_float32
+from chroma_jax.model.layers import normal
+from chroma_jax.model.linear import project, project_float32
 from chroma_jax.model.llama import Llama
 
 # (codebook, logits [B, V]) -> code [B]; the codebook index may be traced.

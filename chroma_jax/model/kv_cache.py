@@ -1,4 +1,4 @@
-"""Key/value cache of a stack of attention layers, with a length per row, and attention over what it holds.
+"""Key/value cache of a stack of attention layers, with a length per row; `attention.cached` reads it.
 
 The heads of a position lie side by side in one axis. So its last two axes, S and C, fill the tiles of a TPU's memory, a position
 is written in one piece, and attention reads the cache as it lies: with heads apart XLA re-lays the whole cache, both ways, in every
@@ -15,9 +15,6 @@ import jax
 import jax.numpy as jnp
 
 from chroma_jax.config import LlamaConfig
-
-# Positions up to which a TPU's matrix unit is idle enough to compute all kv heads at once.
-_FEW_QUERIES = 16
 
 
 class KVCache(NamedTuple):
@@ -67,43 +64,3 @@ def write(stack: jax.Array, layer: jax.Array, slots: jax.Array, new: jax.Array) 
 def visible(slots: jax.Array, size: int) -> jax.Array:
     """Mask [B, T, S]: the query written at slots [B, T] sees all of its row's slots up to its own."""
     return jnp.arange(size) <= slots[:, :, None]
-
-
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """Softmax attention (in float32) of q [B, T, N, H] over k, v [B, S, C] where mask [B, T, S] -> [B, T, N, H].
-
-    A row of the mask without any true value gives the mean of v.
-    """
-    batch, width, heads, dim = q.shape
-    kv_heads = k.shape[2] // dim
-
-    def weights(logits, mask):
-        logits = jnp.where(mask, logits * dim**-0.5, jnp.finfo(jnp.float32).min)
-        return jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-
-    def by_head(q, k, v, mask):
-        k, v = (x.reshape(batch, -1, kv_heads, dim) for x in (k, v))
-        q = q.reshape(batch, width, kv_heads, -1, dim)
-        logits = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32)
-        out = jnp.einsum("BKGTS,BSKH->BTKGH", weights(logits, mask[:, None, None]), v)
-        return out.reshape(batch, width, heads, dim)
-
-    def together(q, k, v, mask):
-        # Queries with zeros in the places of all heads but their own: K times the operations, which are few, and no head of the
-        # cache is taken out of it.
-        own = jnp.eye(kv_heads, dtype=q.dtype)[:, None, :, None]
-        q = (q.reshape(batch, width, kv_heads, -1, 1, dim) * own).reshape(batch, width, heads, -1)
-        logits = jnp.einsum("BTNC,BSC->BTNS", q, k, preferred_element_type=jnp.float32)
-        out = jnp.einsum("BTNS,BSC->BTNC", weights(logits, mask[:, :, None]), v)
-        out = out.reshape(batch, width, kv_heads, -1, kv_heads, dim)
-        return (out * own).sum(axis=4).reshape(batch, width, heads, dim)
-
-    # One stream alone waits for weights more than for its cache.
-    if width > _FEW_QUERIES or kv_heads == 1 or batch == 1 or _split_heads():
-        return by_head(q, k, v, mask)
-    return jax.lax.platform_dependent(q, k, v, mask, tpu=together, default=by_head)
-
-
-def _split_heads() -> bool:
-    """Whether a mesh gives the heads to several devices."""
-    return jax.sharding.get_abstract_mesh().shape.get("tensor", 1) > 1

@@ -17,9 +17,9 @@ from flax import nnx
 from chroma_jax.config import LlamaConfig
 from chroma_jax.model import attention, kv_cache
 from chroma_jax.model.kv_cache import KVCache
-from chroma_jax.model.layers import normal, project, rematerialised, rms_norm, zeros
+from chroma_jax.model.layers import normal, over_layers, rematerialised, rms_norm, zeros
+from chroma_jax.model.linear import project
 from chroma_jax.model.rope import apply_rotary, rotary_angles
-from chroma_jax.model.unstacked import over_layers
 from chroma_jax.sharding import ROWS, constrain
 
 
@@ -48,14 +48,9 @@ class Attention(nnx.Module):
             v = v + self.v_bias[...].astype(dtype)
         return apply_rotary(q, cos, sin), apply_rotary(k, cos, sin), v
 
-    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """Softmax attention (in float32) of q over k, v [B, S, K, H] under a mask [B or 1, T, S] -> [B, T, D].
-
-        Without a mask, causal attention by the TPU kernel; see `attention.causal_mask`.
-        """
-        if mask is None:
-            return project("BNTH,NHD->BTD", attention.flash(q, k, v), self.o)
-        return project("BTNH,NHD->BTD", attention.attend(q, k, v, mask), self.o)
+    def join(self, heads: jax.Array, axes: str = "BTNH") -> jax.Array:
+        """What the heads saw, with these axes -> [B, T, D]."""
+        return project(f"{axes},NHD->BTD", heads, self.o)
 
 
 class Block(nnx.Module):
@@ -137,8 +132,8 @@ class Llama(nnx.Module):
             q, k, v = block.attention.project(block.attention_norm(x), cos, sin)
             k_stack = kv_cache.write(k_stack, index, slots, k)
             v_stack = kv_cache.write(v_stack, index, slots, v)
-            out = kv_cache.attend(q, k_stack[index], v_stack[index], mask)
-            x = x + project("BTNH,NHD->BTD", out, block.attention.o)
+            out = attention.cached(q, k_stack[index], v_stack[index], mask)
+            x = x + block.attention.join(out)
             return (block.mlp(x), k_stack, v_stack), None
 
         carry = (x.astype(cfg.dtype), cache.k, cache.v)
@@ -151,17 +146,15 @@ class Llama(nnx.Module):
         cfg, (batch, width) = self.cfg, x.shape[:2]
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(width), (batch, width))
-        if mask is None:
-            mask = attention.causal_mask(width, cfg.head_dim)
-        if mask is None:
-            # Once for all layers: what is added stands behind every position, and none sees it.
-            x, positions = (attention.pad(a, axis) for a, axis in ((x, 1), (positions, -1)))
+        attend = attention.of_sequence(width, cfg.head_dim, mask)
+        # Once for all layers: what is added stands behind every position, and none sees it.
+        x, positions = attend.pad(x, 1), attend.pad(positions, -1)
         cos, sin = rotary_angles(cfg.rope, cfg.head_dim, positions)
 
         def layer(x, scanned):
             (block,) = scanned
             q, k, v = block.attention.project(block.attention_norm(x), cos, sin)
-            x = block.mlp(x + block.attention.attend(q, k, v, mask))
+            x = block.mlp(x + block.attention.join(attend(q, k, v), attend.axes))
             return constrain(x, ROWS), (k, v) if keep else None
 
         layer = rematerialised(layer, cfg.remat)

@@ -14,7 +14,8 @@ from flax import nnx
 from chroma_jax.config import ReasonerConfig
 from chroma_jax.model.audio_encoder import AudioEncoder
 from chroma_jax.model.kv_cache import KVCache
-from chroma_jax.model.layers import normal, project, project_float32, rows
+from chroma_jax.model.layers import normal
+from chroma_jax.model.linear import embed, project, project_float32
 from chroma_jax.model.llama import Llama
 
 
@@ -32,7 +33,7 @@ class Reasoner(nnx.Module):
 
     def embed(self, ids: jax.Array) -> jax.Array:
         """Token ids [...] -> embeddings [..., D]."""
-        return rows(self.embedding, ids, self.cfg.text.dtype)
+        return embed(self.embedding, ids, self.cfg.text.dtype)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Final-normed hidden states [..., D] -> logits [..., V], float32."""

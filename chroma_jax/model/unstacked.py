@@ -9,30 +9,12 @@ Axes: L layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
-if TYPE_CHECKING:
-    from chroma_jax.model.chroma import ChromaModel
-
-
-def over_layers(
-    body: Callable[[Any, tuple], tuple[Any, Any]], carry: Any, layers: nnx.Module, *xs: jax.Array
-) -> tuple[Any, Any]:
-    """lax.scan of body(carry, (layer, *xs)) over stacked layers, or the same one by one over an nnx.List of them."""
-    if not isinstance(layers, nnx.List):
-        return jax.lax.scan(body, carry, (layers, *xs))
-    # Traced once and then copied: the program is the same, and is made in half the time.
-    body = jax.jit(body, inline=True)
-    outs = []
-    for index, layer in enumerate(layers):
-        carry, out = body(carry, (layer, *(x[index] for x in xs)))
-        outs.append(out)
-    return carry, jax.tree.map(lambda *parts: jnp.stack(parts), *outs)
+from chroma_jax.model.chroma import ChromaModel
 
 
 def arranged(model: ChromaModel, layers: str | None = None) -> ChromaModel:

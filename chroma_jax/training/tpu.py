@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from chroma_jax.model import attention
+from chroma_jax.model import splash
 from chroma_jax.training import hlo
 
 GIB = 2**30
@@ -32,7 +32,7 @@ class Chip(NamedTuple):
     `link` is the published interconnect bandwidth of a chip, halved if it is given for both directions, over its ports. `clock`
     is peak / (2 * multipliers): the compiler counts in cycles.
 
-    `attention` is not published, but what libtpu 0.0.52 says when it simulates the schedule of the kernel of `model.attention` (its
+    `attention` is not published, but what libtpu 0.0.52 says when it simulates the schedule of the kernel of `model.splash` (its
     flag --xla_jf_dump_static_llo_profile_to) at 1280 positions of 64: cycles for a register of 1024 logits, forward and backward.
     v4 was not to be had: v5p's.
     """
@@ -106,7 +106,7 @@ def of_device(topology: str, devices: int) -> Chip:
 
 
 def kernel_cycles(kernel: hlo.Kernel, chip: Chip) -> float:
-    """What one run of a kernel of `model.attention` takes; 0 for others.
+    """What one run of a kernel of `model.splash` takes; 0 for others.
 
     Forward it computes the blocks of logits that the causal mask leaves something of, backward all of them.
     """
@@ -116,7 +116,7 @@ def kernel_cycles(kernel: hlo.Kernel, chip: Chip) -> float:
     if kind is None or not shapes:
         return 0.0
     rows, heads, _, width = shapes[0]  # of the queries
-    share = attention.causal_share(width) if kind == 0 else 1.0
+    share = splash.causal_share(width) if kind == 0 else 1.0
     return rows * heads * width**2 * share / 1024 * chip.attention[kind]
 
 

@@ -1,4 +1,4 @@
-"""Attention over whole sequences: the TPU kernel, interpreted on the CPU, against the plain way."""
+"""Attention: every way against the plain one; the TPU kernel is interpreted."""
 
 import dataclasses
 import functools
@@ -11,7 +11,8 @@ from flax import nnx
 from random_weights import randomise
 
 from chroma_jax.config import LlamaConfig, RopeConfig
-from chroma_jax.model import attention
+from chroma_jax.model import attention, kv_cache, splash
+from chroma_jax.model.dispatch import Dispatch, dispatch
 from chroma_jax.model.llama import Llama
 from chroma_jax.sharding import make_mesh
 
@@ -19,7 +20,7 @@ from chroma_jax.sharding import make_mesh
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of 128, so that few positions are several."""
-    monkeypatch.setattr(attention, "_BLOCK", 128)
+    monkeypatch.setattr(splash, "_BLOCK", 128)
 
 
 def drawn(rows=2, width=200, heads=4, kv_heads=2, head_dim=16, seed=0):
@@ -30,12 +31,11 @@ def drawn(rows=2, width=200, heads=4, kv_heads=2, head_dim=16, seed=0):
 
 
 def plain(q, k, v):
-    mask = attention.causal_mask(q.shape[1], q.shape[3])
-    return attention.attend(q, k, v, mask)
+    return attention.masked(q, k, v, np.tri(q.shape[1], dtype=bool)[None])
 
 
 def by_kernel(q, k, v):
-    return attention.flash(q, k, v, interpret=True).swapaxes(1, 2)
+    return splash.causal(q, k, v, interpret=True).swapaxes(1, 2)
 
 
 def value_and_gradients(attend, q, k, v, weights):
@@ -51,7 +51,7 @@ def error(got, want):
 @pytest.mark.parametrize("whole", [True, False], ids=["one kernel back", "two kernels back"])
 def test_the_kernel_is_causal_attention(small_blocks, monkeypatch, whole):
     """Two blocks and padding; heads in pairs on their k and v."""
-    monkeypatch.setattr(attention, "_WHOLE", 2560 if whole else 0)
+    monkeypatch.setattr(splash, "_WHOLE", 2560 if whole else 0)
     inputs = drawn()
     want = jax.jit(functools.partial(value_and_gradients, plain))(*inputs)
     got = jax.jit(functools.partial(value_and_gradients, by_kernel))(*inputs)
@@ -85,23 +85,26 @@ def test_the_kernel_on_a_mesh(small_blocks, kv_heads, rows):
         assert error(a, b) < 3e-6
 
 
-def test_where_the_kernel_runs(monkeypatch):
-    assert attention.causal_mask(1251, 64).shape == (1, 1251, 1251)  # this is a CPU
+def test_where_the_kernel_runs():
+    def way(*size):
+        return type(attention.of_sequence(*size))
+
+    assert way(1251, 64) is attention.Masked  # this is a CPU
     with jax.set_mesh(make_mesh({"fsdp": -1})):
-        assert attention.causal_mask(1251, 64) is not None
-    monkeypatch.setattr(attention, "_on_tpu", lambda: True)
-    assert attention.causal_mask(1251, 64) is None
-    assert attention.causal_mask(1251, 128) is None
-    np.testing.assert_array_equal(attention.causal_mask(8, 128)[0], np.tri(8, dtype=bool))
-    assert attention.causal_mask(1251, 24) is not None
+        assert way(1251, 64) is attention.Masked
+    with dispatch(Dispatch(platform="tpu")):
+        assert way(1251, 64) is way(1251, 128) is attention.Splash
+        assert way(1251, 24) is way(8, 128) is attention.Masked
+        np.testing.assert_array_equal(attention.of_sequence(8, 128).mask[0], np.tri(8, dtype=bool))
+        assert way(1251, 64, np.ones((1, 1251, 1251), bool)) is attention.Masked
 
 
 @pytest.mark.parametrize("width", [1, 128, 256, 257, 640, 641, 1251, 1280, 2048])
 def test_lengths_are_padded_to_blocks(width):
-    padded = attention.pad(jnp.zeros((1, width, 2)), 1).shape[1]
+    padded = splash.pad(jnp.zeros((1, width, 2)), 1).shape[1]
     assert width <= padded < width + 256 and padded % 128 == 0
-    assert attention.pad(jnp.zeros((3, 1, padded)), -1).shape[-1] == padded
-    assert attention.causal_share(width) == {1: 1, 2: 3 / 4, 4: 5 / 8}[-(-width // 640)]
+    assert splash.pad(jnp.zeros((3, 1, padded)), -1).shape[-1] == padded
+    assert splash.causal_share(width) == {1: 1, 2: 3 / 4, 4: 5 / 8}[-(-width // 640)]
 
 
 CONFIG = LlamaConfig(
@@ -120,26 +123,26 @@ CONFIG = LlamaConfig(
 
 
 @pytest.fixture
-def as_on_tpu(small_blocks, monkeypatch):
-    """What a TPU would run, interpreted; a function that says whether it did."""
-    runs = []
+def runs(small_blocks, monkeypatch):
+    """The lengths that the kernel was run at."""
+    runs, kernel = [], splash.causal
 
-    def flash(q, k, v):
+    def causal(q, k, v, interpret):
         runs.append(q.shape[1])
-        return kernel(q, k, v, interpret=True)
+        return kernel(q, k, v, interpret)
 
-    kernel = attention.flash
-    monkeypatch.setattr(attention, "_on_tpu", lambda: True)
-    monkeypatch.setattr(attention, "_KERNEL_FROM", 130)
-    monkeypatch.setattr(attention, "flash", flash)
+    monkeypatch.setattr(splash, "causal", causal)
     return runs
+
+
+AS_ON_TPUS = Dispatch(platform="tpu", splash_from=130)
 
 
 def loss(model, x, weights):
     return (model(x) * weights).sum()
 
 
-def test_a_stack_with_the_kernel(as_on_tpu, monkeypatch):
+def test_a_stack_with_the_kernel(runs):
     """Outputs, gradients, and what prefill keeps; lengths are those that were given."""
     model = randomise(Llama(CONFIG, rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(3)
@@ -151,18 +154,67 @@ def test_a_stack_with_the_kernel(as_on_tpu, monkeypatch):
         prefill = jax.jit(lambda *args: Llama.prefill(*args, size=150, positions=positions))
         return jax.jit(jax.value_and_grad(loss))(model, x, weights), prefill(model, x, lengths)
 
-    got = everything()
-    assert as_on_tpu == [256] * len(as_on_tpu) and as_on_tpu
-    monkeypatch.setattr(attention, "_on_tpu", lambda: False)
-    want, ran = everything(), len(as_on_tpu)
-    assert len(as_on_tpu) == ran
+    with dispatch(AS_ON_TPUS):
+        got = everything()
+    assert runs == [256] * len(runs) and runs
+    want, ran = everything(), len(runs)
+    assert len(runs) == ran
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         assert a.shape == b.shape and error(a, b) < 2e-5
 
 
-def test_a_mask_of_ones_own_never_takes_the_kernel(as_on_tpu):
+def test_a_mask_of_ones_own_never_takes_the_kernel(runs):
     cfg = dataclasses.replace(CONFIG, num_layers=1)
     model = Llama(cfg, rngs=nnx.Rngs(1))
     x = np.random.default_rng(4).standard_normal((1, 140, cfg.hidden_size), np.float32)
-    model(x, mask=np.ones((1, 140, 140), bool))
-    assert not as_on_tpu
+    with dispatch(AS_ON_TPUS):
+        model(x, mask=np.ones((1, 140, 140), bool))
+    assert not runs
+
+
+WAYS = {
+    "by head": Dispatch(platform="default"),
+    "together": Dispatch(platform="tpu"),
+    "together, alone and long": Dispatch(platform="tpu", together_rows=1, together_queries=99),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("rows", "width", "heads", "kv_heads", "head_dim"),
+    [
+        (2, 1, 16, 2, 128),
+        (1, 1, 32, 8, 64),
+        (3, 3, 32, 8, 64),
+        (2, 2, 8, 2, 128),
+        (2, 40, 4, 1, 16),
+    ],
+    ids=["Reasoner", "Backbone alone", "Backbone", "Decoder", "one kv head"],
+)
+def test_over_a_cache(way, rows, width, heads, kv_heads, head_dim):
+    """Rows of unlike lengths at the widths of the published model."""
+    rng = np.random.default_rng(5)
+    q = rng.standard_normal((rows, width, heads, head_dim), np.float32)
+    k, v = rng.standard_normal((2, rows, 96, kv_heads, head_dim), np.float32)
+    mask = np.arange(96) <= (np.arange(rows)[:, None] * 7 + 50 + np.arange(width))[:, :, None]
+    with dispatch(WAYS[way]):
+        got = attention.cached(q, kv_cache.flat(k), kv_cache.flat(v), mask)
+    k, v = (np.repeat(x, heads // kv_heads, axis=2) for x in (k, v))
+    logits = np.einsum("BTNH,BSNH->BNTS", q, k) / np.sqrt(head_dim)
+    logits = np.where(mask[:, None], logits, -np.inf)
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    assert error(got, np.einsum("BNTS,BSNH->BTNH", weights, v)) < 1e-5
+
+
+@pytest.mark.parametrize("window", [3, 250])
+def test_within_a_window(window):
+    """The second chunk over the first, which lies in a ring with an empty slot, against one mask over everything."""
+    q, k, v, _ = drawn(rows=2, width=12, kv_heads=4)
+    where = np.tile(np.arange(12), (2, 1))
+    first = [np.pad(kv_cache.flat(x)[:, :7], [(0, 0), (1, 0), (0, 0)]) for x in (k, v)]
+    past = attention.Past(*first, np.pad(where[:, :7], [(0, 0), (1, 0)], constant_values=-1))
+    got = attention.sliding(q[:, 7:], k[:, 7:], v[:, 7:], where[:, 7:], past, window)
+    ago = np.arange(12)[:, None] - np.arange(12)
+    want = attention.masked(q, k, v, ((ago >= 0) & (ago < window))[None])
+    assert error(got, want[:, 7:]) < 1e-5

@@ -11,7 +11,7 @@ from chroma_jax import schedule
 from chroma_jax.checkpoint.params import flatten
 from chroma_jax.config import chroma_4b, tiny
 from chroma_jax.model.chroma import abstract_model, random_model
-from chroma_jax.model.layers import project, project_float32, rows
+from chroma_jax.model.linear import embed, project, project_float32
 from chroma_jax.model.quantized import (
     Quantized,
     dequantize,
@@ -95,7 +95,7 @@ def test_parts_and_rows_of_what_is_quantised(kind):
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
     table = Quantized(*quantize_array(draw(3, 8, 16), kind, (-1,)))
     books, codes = np.array([0, 2]), np.array([[7, 1], [0, 3]])
-    got = rows(table, (books, codes), "float32")
+    got = embed(table, (books, codes), "float32")
     np.testing.assert_array_equal(got, np.asarray(dequantize(table))[books, codes])
 
 

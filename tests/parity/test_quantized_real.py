@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from chroma_jax.model.layers import project, rows
+from chroma_jax.model.linear import embed, project
 from chroma_jax.model.quantized import quantize_in_place
 
 from .test_smollm2 import smollm2  # noqa: F401  (a fixture)
@@ -41,7 +41,7 @@ STATED = {
 
 @jax.jit
 def logits(reasoner, ids):
-    x = rows(reasoner.embedding, ids, reasoner.llama.cfg.dtype)
+    x = embed(reasoner.embedding, ids, reasoner.llama.cfg.dtype)
     return project("...D,VD->...V", reasoner.llama(x), reasoner.embedding, "float32")
 
 

@@ -17,7 +17,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from chroma_jax.config import CodecConfig
-from chroma_jax.model import kv_cache
+from chroma_jax.model import attention
+from chroma_jax.model.attention import Past
+from chroma_jax.model.kv_cache import flat
 from chroma_jax.model.layers import layer_norm, normal
 from chroma_jax.model.rope import apply_rotary, rotary_angles
 
@@ -28,14 +30,6 @@ class TransformerState(NamedTuple):
     k: jax.Array  # [L, B, W, C], rotated
     v: jax.Array  # [L, B, W, C]
     position: jax.Array  # [B] int32, positions seen so far
-
-
-class Past(NamedTuple):
-    """Keys and values from before the chunk; a negative position marks an empty slot."""
-
-    k: jax.Array  # [B, S, C]
-    v: jax.Array  # [B, S, C]
-    positions: jax.Array  # [B, S] int32
 
 
 class TransformerLayer(nnx.Module):
@@ -81,20 +75,6 @@ class TransformerLayer(nnx.Module):
         return x + self.mlp_scale[...].astype(dtype) * (h @ self.down[...].astype(dtype))
 
 
-def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array, past: Past | None, window: int
-) -> jax.Array:
-    """Sliding-window attention of q [B, T, N, H] at `positions` [B, T] over the chunk itself and what is past."""
-    k, v, k_positions = kv_cache.flat(k), kv_cache.flat(v), positions
-    if past is not None:
-        k = jnp.concatenate([past.k, k], axis=1)
-        v = jnp.concatenate([past.v, v], axis=1)
-        k_positions = jnp.concatenate([past.positions, positions], axis=1)
-    ago = positions[:, :, None] - k_positions[:, None, :]
-    seen = (ago >= 0) & (ago < window) & (k_positions >= 0)[:, None]  # [B, T, S]
-    return kv_cache.attend(q, k, v, seen)
-
-
 class SlidingTransformer(nnx.Module):
     """A stack of TransformerLayers, without a final norm."""
 
@@ -124,11 +104,13 @@ class SlidingTransformer(nnx.Module):
             q, k, v = module.project(x, angles)
             # The first block has none before it: its past positions are negative.
             past = (
-                Past(*(block_before(kv_cache.flat(x)) for x in (k, v)), positions - window)
+                Past(*(block_before(flat(x)) for x in (k, v)), positions - window)
                 if blocks > 1
                 else None
             )
-            return module.finish(x, attend(q, k, v, positions, past, self.cfg.sliding_window)), None
+            return module.finish(
+                x, attention.sliding(q, k, v, positions, past, self.cfg.sliding_window)
+            ), None
 
         x, _ = jax.lax.scan(layer, x, self.layers)
         return x.reshape(B, blocks * window, D)[:, :T]
@@ -155,8 +137,8 @@ class SlidingTransformer(nnx.Module):
             module, k_ring, v_ring = scanned
             q, k, v = module.project(x, angles)
             past = Past(k_ring, v_ring, past_positions)
-            x = module.finish(x, attend(q, k, v, positions, past, window))
-            return x, (kv_cache.flat(k), kv_cache.flat(v))
+            x = module.finish(x, attention.sliding(q, k, v, positions, past, window))
+            return x, (flat(k), flat(v))
 
         x, (k, v) = jax.lax.scan(layer, x.astype(self.cfg.dtype), (self.layers, state.k, state.v))
         # All layers are written at once, after the scan has only read. Of a chunk longer than the window, only the end
