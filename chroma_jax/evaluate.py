@@ -1,6 +1,8 @@
 r"""Judges speech and dialogue: one task a call, named first.
 
     python -m chroma_jax.evaluate speech --list=meta.lst --wavs=DIR --out=RESULTS       scores sounds that lie there
+    python -m chroma_jax.evaluate listening --first=DIR --second=DIR --names=ours,theirs --out=SHEET      makes a page
+    python -m chroma_jax.evaluate listening --key=SHEET/key.csv --answers=A.csv,B.csv --system=ours --out=RESULTS
     python -m chroma_jax.evaluate report --results=RESULTS,OTHERS --out=report.html     one page with tables and plots
 
 `python -m chroma_jax.evaluate TASK --help` lists a task's flags. Every task writes each item's values as it goes to
@@ -94,6 +96,60 @@ def _speech(given: flags.FlagValues) -> None:
     _say(summary)
 
 
+# --- listening ------------------------------------------------------------------------------------------------------------
+
+
+def _listening_flags(define: _Define) -> None:
+    define.string("first", None, "folder of <name>.wav of the system that is tested")
+    define.string("second", None, "folder of <name>.wav of the one it is compared with")
+    define.list("names", None, "what the results call the two, as ours,theirs")
+    define.list("dimensions", ["naturalness"], "naturalness, similarity (plays the prompts of --list first), or both")  # fmt: skip
+    define.string("list", None, "meta.lst or JSONL of what is spoken; default all that both folders have")  # fmt: skip
+    define.integer("items", 15, "pairs for each dimension", lower_bound=1)
+    define.integer("training", 2, "pairs shown first that do not count", lower_bound=0)
+    define.integer("identical", 2, "pairs of one sound, as checks", lower_bound=0)
+    define.choice("scale", "preference", ["preference", "cmos"], "A, B, same, hard to tell; or -3 to 3")  # fmt: skip
+    define.string("title", "Listening test", "of the page")
+    define.string("key", None, "to score: key.csv of the sheet")
+    define.list("answers", None, "to score: the CSVs that came back")
+    define.string("system", None, "to score: the system that is tested")
+    define.string("out", None, "folder of the sheet that is made, or of the results")
+    define.integer("seed", 0, "of the draw, or of the intervals", lower_bound=0)
+
+
+def _listening(given: flags.FlagValues) -> None:
+    from chroma_jax.evaluation.listening import answers, sheet
+
+    if given.key or given.answers:
+        _wanted(given, "key", "answers", "system", "out")
+        paths = [pathlib.Path(p) for p in given.answers]
+        out = pathlib.Path(given.out)
+        _say(answers.score(pathlib.Path(given.key), paths, out, system=given.system, seed=given.seed))  # fmt: skip
+        return
+    _wanted(given, "first", "second", "names", "out")
+    if len(given.names) != 2:
+        raise cli.CommandError(f"--names wants two, as ours,theirs, got {len(given.names)}")
+    out = pathlib.Path(given.out)
+    made = sheet.build(
+        pathlib.Path(given.first),
+        pathlib.Path(given.second),
+        out,
+        names=tuple(given.names),
+        dimensions=given.dimensions,
+        list_path=pathlib.Path(given.list) if given.list else None,
+        items=given.items,
+        training=given.training,
+        identical=given.identical,
+        scale=given.scale,
+        title=given.title,
+        seed=given.seed,
+    )
+    print(
+        f"sheet {made['version']}: {made['items']} pairs; {made['common']} names in both folders, "
+        f"{made['left_out']} in one alone.\nHand out {out / 'page'}; keep {out / 'key.csv'}."
+    )
+
+
 # --- report ---------------------------------------------------------------------------------------------------------------
 
 
@@ -111,6 +167,7 @@ def _report(given: flags.FlagValues) -> None:
 
 TASKS: dict[str, tuple[Callable, Callable]] = {
     "speech": (_speech_flags, _speech),
+    "listening": (_listening_flags, _listening),
     "report": (_report_flags, _report),
 }
 

@@ -20,7 +20,7 @@ _NAMES = {
     "first_sound": "Seconds to the first sound",
     "rtf": "Real-time factor",
     "score": "Score",
-    "preference": "Preference",
+    "value": "Answer (1 for the system)",
 }
 _WORST = 20
 _STYLE = """

@@ -14,6 +14,7 @@ from chroma_jax.evaluation.lists import Item, digest, read_list
 from chroma_jax.evaluation.results import Results
 from chroma_jax.evaluation.scoring import Ears
 
+_MOST_SPEAKERS = 20  # that a table of their own is made for
 OTHERS = 4  # speakers that each prompt is compared with, for the floor
 
 
@@ -86,7 +87,7 @@ def run(
     prompts = {i.prompt: i for i in items if i.prompt}
     score("codec", _through_codec(prompts, codec, out / "codec") if codec else {})
     rows["other"] = _others(prompts, ears, results, workers) if ears.speaker else []
-    summary = _summary(setup, rows, seed)
+    summary = _summary(setup, items, rows, seed)
     results.finish([r for part in rows.values() for r in part], summary, tables.page(summary))
     return summary
 
@@ -140,7 +141,9 @@ _NONE = {
 }
 
 
-def _summary(setup: dict, rows: dict[str, list[dict]], seed: int) -> dict[str, Any]:
+def _summary(
+    setup: dict, items: list[Item], rows: dict[str, list[dict]], seed: int
+) -> dict[str, Any]:
     found = {k: scoring.means(part, seed) for k, part in rows.items()}
     label = setup["system"]
     table = [
@@ -164,6 +167,21 @@ def _summary(setup: dict, rows: dict[str, list[dict]], seed: int) -> dict[str, A
         **scoring.plain(found["system"]),
         "seed": seed,
         "anchors": {k: scoring.plain(found[k]) for k in _ROWS if rows[k]},
-        "tables": [{"title": f"Speech: {label}", "rows": table, "note": " ".join(note)}],
+        "tables": [
+            {"title": f"Speech: {label}", "rows": table, "note": " ".join(note)},
+            *_by_speaker(items, rows["system"], seed),
+        ],
         "plots": ["wer", "sim", "mos", "seconds"],
     }
+
+
+def _by_speaker(items: list[Item], rows: list[dict], seed: int) -> list[dict[str, Any]]:
+    """A table with a row for each speaker, where the list names several."""
+    speakers = dict.fromkeys(item.speaker for item in items if item.speaker)
+    if not 1 < len(speakers) <= _MOST_SPEAKERS:
+        return []
+    table = []
+    for speaker in speakers:
+        own = [r for i, r in zip(items, rows, strict=True) if i.speaker == speaker]
+        table.append(scoring.table_row(speaker, scoring.means(own, seed)))
+    return [{"title": "By speaker", "rows": table, "note": "The same sounds as above."}]

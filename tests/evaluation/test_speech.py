@@ -86,6 +86,17 @@ def test_scored_again_the_same_bytes(folder, ears):
     assert contents(folder / "new") == first
 
 
+def test_by_speaker(folder, ears):
+    lines = [
+        '{"name": "a", "text": "The sun, it rises!", "prompt": "anna.wav", "speaker": "anna"}',
+        '{"name": "b", "text": "Two words", "prompt": "bert.wav", "speaker": "bert"}',
+    ]
+    (folder / "list.jsonl").write_text("\n".join(lines))
+    found = speech.run(folder / "list.jsonl", folder / "wavs", folder / "out", ears, system="x")
+    rows = found["tables"][1]["rows"]
+    assert [(r["what"], r["WER, %"].split()[0]) for r in rows] == [("anna", "0.00"), ("bert", "100.00")]  # fmt: skip
+
+
 def test_a_sound_that_came_later_is_heard(folder, ears, write_sound):
     assert run(folder, ears)["missing"] == 1
     ears.words.meanings[7] = "four words that miss"
