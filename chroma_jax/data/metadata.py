@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +23,7 @@ from chroma_jax.audio.mel import MelConfig
 from chroma_jax.audio.tokenizer import Tokenizer
 from chroma_jax.checkpoint.params import path_name
 from chroma_jax.config import ChromaConfig
+from chroma_jax.data import files
 
 METADATA, INDEX = "dataset.json", "index.npz"
 FORMAT, VERSION = "chroma_jax dialogues", 1
@@ -123,7 +123,7 @@ def write_metadata(directory: str, metadata: Metadata) -> None:
     """Writes dataset.json, atomically: from here on the dataset is complete."""
     content = {"format": FORMAT, "version": VERSION, "fingerprint": metadata.fingerprint}
     content |= dataclasses.asdict(metadata)
-    write_atomically(
+    files.write_atomically(
         os.path.join(directory, METADATA),
         json.dumps(content, indent=1, ensure_ascii=False).encode(),
     )
@@ -220,28 +220,3 @@ def read_index(directory: str | os.PathLike, metadata: Metadata) -> dict[str, np
     if key != metadata.key or any(len(c) != metadata.num_records for c in index.values()):
         raise DatasetError(f"{path} does not belong to the dataset beside it")
     return index
-
-
-def write_atomically(path: str, data: bytes) -> None:
-    """A file that has all of `data` or does not exist, also after a power cut."""
-    folder, name = os.path.split(path)
-    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-    sync_directory(folder)
-
-
-def sync_directory(folder: str) -> None:
-    """Makes renames in a directory last."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

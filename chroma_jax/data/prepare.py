@@ -19,8 +19,8 @@ from chroma_jax.audio.prompt import DEFAULT_SYSTEM_PROMPT, Processor
 from chroma_jax.checkpoint import load, resolve_source
 from chroma_jax.checkpoint.torch_files import read_config
 from chroma_jax.config import ChromaConfig
+from chroma_jax.data import files, shards
 from chroma_jax.data import metadata as md
-from chroma_jax.data import shards
 from chroma_jax.data.check_rows import BadRowsError, find_bad_rows, tell_bad_rows
 from chroma_jax.data.encode import Encoder
 from chroma_jax.data.make_records import make_records
@@ -296,7 +296,7 @@ class _Work:
         begun = self._begun()
         if begun is None:
             path = os.path.join(self.out, shards.PLAN)
-            md.write_atomically(path, json.dumps(self.plan, indent=1).encode())
+            files.write_atomically(path, json.dumps(self.plan, indent=1).encode())
         else:
             self._compare(begun, known_only=False)
         return Encoder(

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from chroma_jax.checkpoint import locking
+from chroma_jax.data import files, records
 from chroma_jax.data import metadata as md
-from chroma_jax.data import records
 from chroma_jax.data.manifest import BadRow
 from chroma_jax.data.records import Record
 
@@ -95,7 +95,7 @@ def write_shard(
         speakers=speakers,
         skipped=list(skipped),
     )
-    md.write_atomically(_note_path(path), json.dumps(dataclasses.asdict(note)).encode())
+    files.write_atomically(_note_path(path), json.dumps(dataclasses.asdict(note)).encode())
     return note
 
 
@@ -134,7 +134,7 @@ def _write_records(path: str, rows: list[bytes]) -> int:
         with open(temporary, "rb") as f:
             os.fsync(f.fileno())
         os.replace(temporary, path)
-        md.sync_directory(folder)
+        files.sync_directory(folder)
         return os.path.getsize(path)
     except RuntimeError as e:  # array_record tells everything this way
         raise md.DatasetError(f"{path} cannot be written: {e}") from e
@@ -212,7 +212,7 @@ def finish(directory: str, plan: Mapping[str, Any], rows: Sequence[str], bad: Se
     )
     buffer = io.BytesIO()
     np.savez(buffer, key=np.array(key), **columns)
-    md.write_atomically(os.path.join(directory, md.INDEX), buffer.getvalue())
+    files.write_atomically(os.path.join(directory, md.INDEX), buffer.getvalue())
     md.write_metadata(directory, metadata)
     for name in os.listdir(directory):  # of a longer manifest
         match = _OURS.fullmatch(name)

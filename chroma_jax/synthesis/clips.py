@@ -12,12 +12,13 @@ from __future__ import annotations
 import json
 import os
 import random
+import secrets
 from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
 
-from chroma_jax.data.metadata import write_atomically
+from chroma_jax.data.files import write_atomically
 from chroma_jax.synthesis import filters, sound
 from chroma_jax.synthesis.config import SynthesisConfig, VoiceConfig, fingerprint
 from chroma_jax.synthesis.filters import Typical, Verdict
@@ -178,7 +179,7 @@ class Clips:
     def _write(self, file: str, wave: np.ndarray) -> None:
         path = os.path.join(self._directory, file)
         folder, name = os.path.split(path)
-        temporary = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
+        temporary = os.path.join(folder, f".{name}.{secrets.token_hex(8)}.tmp")
         try:
             soundfile.write(
                 temporary, wave, self._config.sound.rate, subtype="PCM_16", format="FLAC"

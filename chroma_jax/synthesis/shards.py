@@ -17,7 +17,7 @@ import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from chroma_jax.data.metadata import write_atomically
+from chroma_jax.data.files import write_atomically
 from chroma_jax.synthesis import writers
 from chroma_jax.synthesis.config import SPLITS, TRAIN, VALIDATION, SynthesisConfig
 from chroma_jax.synthesis.rows import Record

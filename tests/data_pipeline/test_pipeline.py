@@ -12,6 +12,7 @@ from corpus import OPTIONS, read_records, write_corpus
 from chroma_jax.data import metadata as md
 from chroma_jax.data.batch import check
 from chroma_jax.data.dataset import Dataset
+from chroma_jax.data.files import write_atomically
 from chroma_jax.data.mixture import Source
 from chroma_jax.data.pipeline import Reading, make_evaluation, make_pipeline
 from chroma_jax.data.plan import Limits, Shape
@@ -310,7 +311,7 @@ def test_a_damaged_record_is_named(copy, pipeline):
 
 
 def test_damaged_directories(copy, config):
-    md.write_atomically(str(copy / "index.npz"), b"nonsense")
+    write_atomically(str(copy / "index.npz"), b"nonsense")
     with pytest.raises(md.DatasetError, match="index.npz is missing or damaged"):
         Dataset(copy, config)
     (copy / "dataset.json").unlink()
