@@ -11,6 +11,19 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import jax
 import pytest
 
+
+def pytest_configure(config):
+    """Quick compilation unless XLA_FLAGS says otherwise: tests compile for minutes and run for seconds.
+
+    The programs are the same, less optimised (3 CPU-seconds instead of 20 for those of one reply). The slow tests, which compute
+    at real sizes, and `make test-slow`'s second run of the parity tests, take XLA as users have it.
+    """
+    if "slow" not in (config.option.markexpr or "").replace("not slow", ""):
+        os.environ.setdefault(
+            "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+        )
+
+
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 # Tests compile far more than they run: compilations are kept between tests, workers and runs.
