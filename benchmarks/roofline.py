@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import stages
 from common import Report, Subject
 
+from chroma_jax.cost.flops import flops
 from chroma_jax.engine import programs
-from chroma_jax.training.flops import flops
 
 
 def copy_rate(megabytes: int, repeats: int) -> float:

@@ -26,10 +26,11 @@ from jax.sharding import SingleDeviceSharding
 from chroma_jax import Sampling
 from chroma_jax.config import chroma_4b
 from chroma_jax.config.types import QUANTIZED
+from chroma_jax.cost import hlo, tpu
+from chroma_jax.cost.program import with_text
 from chroma_jax.engine import beat
 from chroma_jax.engine.sampling import controls
 from chroma_jax.model.chroma import abstract_model
-from chroma_jax.training import compile_only, hlo, tpu
 
 
 def shapes(rows: int, quantize: str | None = None):
@@ -80,7 +81,7 @@ def main() -> None:
         }
         for name, (program, inputs) in programs.items():
             start = time.perf_counter()
-            compiled, text = compile_only.with_text(program.lower(*on_chip(inputs)))
+            compiled, text = with_text(program.lower(*on_chip(inputs)))
             seconds = time.perf_counter() - start
             memory, cycles = compiled.memory_analysis(), hlo.count(text).cycles
             rows.append(

@@ -22,7 +22,8 @@ from typing import NamedTuple
 
 import jax
 
-from chroma_jax.training import compile_only, tpu
+from chroma_jax.cost import tpu
+from chroma_jax.training import compile_only
 from chroma_jax.training.run_config import RunConfig
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"

@@ -59,8 +59,8 @@ def main(argv: list[str] | None = None) -> None:
     # Optax is needed from here on.
     from chroma_jax.training import selection
     from chroma_jax.training.config import OptimizerConfig, TrainConfig
-    from chroma_jax.training.flops import StepFlops
     from chroma_jax.training.step import build
+    from chroma_jax.training.step_flops import StepFlops
 
     cpu = jax.default_backend() == "cpu"
     dtype = args.dtype or ("float32" if cpu else "bfloat16")

@@ -8,15 +8,11 @@ expects of collectives: those are counted with the published speed of the links 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import math
 import multiprocessing
-import pathlib
 import re
 import tempfile
 import time
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -24,13 +20,9 @@ import jax.numpy as jnp
 
 from chroma_jax import sharding
 from chroma_jax.config import ChromaConfig
-from chroma_jax.data.batch import Batch
-from chroma_jax.data.plan import Shape, round_up
-from chroma_jax.data.voices import VoiceLimits
-from chroma_jax.training import flops, hlo
-from chroma_jax.training.config import TrainConfig
-from chroma_jax.training.step import Trainer, build
-from chroma_jax.training.tpu import (
+from chroma_jax.cost import flops, hlo
+from chroma_jax.cost.program import Memory, amount, bytes_held, compile_into, dumped, with_text
+from chroma_jax.cost.tpu import (
     GIB,
     kernel_cycles,
     of_device,
@@ -38,6 +30,11 @@ from chroma_jax.training.tpu import (
     torus,
     transfer_seconds,
 )
+from chroma_jax.data.batch import Batch
+from chroma_jax.data.plan import Shape, round_up
+from chroma_jax.data.voices import VoiceLimits
+from chroma_jax.training.config import TrainConfig
+from chroma_jax.training.step import Trainer, build
 
 
 class BatchSize(NamedTuple):
@@ -171,7 +168,7 @@ def report(
     out["compile_seconds"] = time.monotonic() - begin
 
     # Frozen parameters that the step does not read (the Codec) are no arguments of the program, but they are held.
-    arguments = max(memory.arguments, _bytes_held(trainer.abstract()))
+    arguments = max(memory.arguments, bytes_held(trainer.abstract()))
     peak = arguments + memory.temporary + memory.code
     counts = hlo.count(text)
     beside, alone = (
@@ -222,14 +219,6 @@ def report(
     )
 
 
-class Memory(NamedTuple):
-    """Bytes of one device."""
-
-    arguments: int  # what is given back in their place included
-    temporary: int
-    code: int
-
-
 def _compiled(trainer: Trainer, batch: Batch, _) -> tuple[str, Memory, float | None]:
     """The program as text, its memory, and the compiler's own estimate of its time."""
     compiled, text = with_text(trainer.lower(batch))
@@ -253,65 +242,24 @@ def _scheduled(trainer: Trainer, batch: Batch, call: tuple) -> tuple[str, Memory
         text = ""
         while not text and process.is_alive():
             process.join(0.5)
-            if _dumped(dump, "after_optimizations_after_buffer_assignment"):
+            if dumped(dump, "after_optimizations_after_buffer_assignment"):
                 process.join(1.0)  # until it is written to its end
-                text = _dumped(dump, "after_optimizations_after_buffer_assignment")
+                text = dumped(dump, "after_optimizations_after_buffer_assignment")
         if not text:
             raise RuntimeError("the compiler ended without a program: see what it printed")
-        usage = _dumped(dump, "after_optimizations-memory-usage-report")
+        usage = dumped(dump, "after_optimizations-memory-usage-report")
         process.kill()
         process.join()
     total = int(re.search(r"Total bytes: (\d+)", usage)[1])
     # Arguments, results and temporaries; the results are the state, which takes the place of arguments.
     state, _ = trainer.abstract()
     read = hlo.parameter_bytes(text)
-    return text, Memory(read, max(0, total - read - _bytes_held(state)), 0), None
-
-
-def with_text(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
-    """A program for a TPU, compiled to machine code, and its text.
-
-    `as_text()` of the result would have jaxlib read the program back, which knows fewer instructions than libtpu: it fails on
-    programs that use the SparseCores of v5p and v6e.
-    """
-    with tempfile.TemporaryDirectory() as dump:
-        return _compile(lowered, dump), _dumped(dump, "after_codegen")
-
-
-def _compile(lowered: jax.stages.Lowered, dump: str) -> jax.stages.Compiled:
-    """With what the compiler says about it under `dump`."""
-    with _not_cached():
-        return lowered.compile({"xla_dump_to": dump, "xla_dump_hlo_as_text": True})
+    return text, Memory(read, max(0, total - read - bytes_held(state)), 0), None
 
 
 def _compile_again(dump, topology, cfg, train_cfg, size, slices) -> None:
     mesh = sharding.make_mesh(train_cfg.mesh or {"fsdp": -1}, topology_devices(topology, slices))
-    _compile(build(cfg, train_cfg, mesh).lower(batch_shapes(cfg, size)), dump)
-
-
-def _dumped(dump: str, stage: str) -> str:
-    """The largest file of a stage, that of the step; "" where there is none."""
-    found = pathlib.Path(dump).glob(f"*{stage}.txt")
-    return max((path.read_text() for path in found), key=len, default="")
-
-
-def _bytes_held(tree: Any) -> int:
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
-    )
-
-
-@contextlib.contextmanager
-def _not_cached() -> Iterator[None]:
-    """Without a chip a program can be put into the persistent compilation cache, but not read from it."""
-    name = "jax_persistent_cache_min_compile_time_secs"
-    before = getattr(jax.config, name)
-    jax.config.update(name, 1e9)
-    try:
-        yield
-    finally:
-        jax.config.update(name, before)
+    compile_into(build(cfg, train_cfg, mesh).lower(batch_shapes(cfg, size)), dump)
 
 
 def _without_remat(train_cfg: TrainConfig) -> TrainConfig:
@@ -334,7 +282,7 @@ def markdown(results: dict[str, Any]) -> str:
     else:
         share = r["peak_bytes"] / r["hbm_bytes"]
         kinds = [
-            f"{kind}: {number} of {_amount(nbytes, 'B')} in all"
+            f"{kind}: {number} of {amount(nbytes, 'B')} in all"
             for kind, (number, nbytes) in r["collectives"].items()
         ]
         bounds = ", ".join(f"{name} {1e3 * s:.1f} ms" for name, s in r["bounds"].items())
@@ -343,9 +291,9 @@ def markdown(results: dict[str, Any]) -> str:
             ("fits", "yes" if r["fits"] else "NO"),
             ("memory per chip", f"{r['peak_bytes'] / GIB:.2f} of {r['hbm_bytes'] / GIB:.0f} GiB ({share:.0%})"),
             ("of it state, temporaries", f"{r['held_bytes'] / GIB:.2f}, {r['temporary_bytes'] / GIB:.2f} GiB"),
-            ("operations per chip, with remat", _amount(r["flops_executed"], "FLOP")),
-            ("operations per chip, needed", _amount(r["flops_needed"], "FLOP")),
-            ("HBM traffic per chip", _amount(r["bytes_moved"], "B")),
+            ("operations per chip, with remat", amount(r["flops_executed"], "FLOP")),
+            ("operations per chip, needed", amount(r["flops_needed"], "FLOP")),
+            ("HBM traffic per chip", amount(r["bytes_moved"], "B")),
             ("collectives per chip", "; ".join(kinds) or "none"),
             ("lower bounds", bounds),
             ("limited by", r["limit"]),
@@ -359,9 +307,3 @@ def markdown(results: dict[str, Any]) -> str:
             ("compile time", f"{r['compile_seconds']:.0f} s"),
         ]  # fmt: skip
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
-
-
-def _amount(value: float, unit: str) -> str:
-    """12345678 -> "12.3 MB"."""
-    power = min(max(int(math.log10(value) // 3), 0), 5) if value >= 1 else 0
-    return f"{value / 1000**power:.3g} {'kMGTP'[power - 1] if power else ''}{unit}"

@@ -31,11 +31,11 @@ from chroma_jax.data.pipeline import BatchIterator, Evaluation, make_evaluation,
 from chroma_jax.model.chroma import ChromaModel
 from chroma_jax.training import samples
 from chroma_jax.training.checkpoints import Checkpoints, Position, abstract, changes, reason
-from chroma_jax.training.flops import StepFlops
 from chroma_jax.training.progress import Progress, mean, positions
 from chroma_jax.training.run_config import RunConfig, parse_sources
 from chroma_jax.training.samples import Samples
 from chroma_jax.training.step import Trainer, TrainState, build
+from chroma_jax.training.step_flops import StepFlops
 
 CHECKPOINTS, TENSORBOARD, MODEL, SAMPLES = "checkpoints", "tensorboard", "model", "samples"
 EXPORTS = ("end", "now", "never")

@@ -11,11 +11,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from chroma_jax import schedule
+from chroma_jax.cost.tpu import CHIPS
 from chroma_jax.data.batch import Batch
 from chroma_jax.training.config import SPEECH, TEXT
 from chroma_jax.training.samples import Sample
 from chroma_jax.training.tensorboard import Board
-from chroma_jax.training.tpu import CHIPS
 
 # What makers publish: bfloat16 operations per second of one device, dense. The first name that a device's kind begins with counts.
 PEAKS = {

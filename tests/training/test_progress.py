@@ -13,12 +13,13 @@ import small_training as small
 
 from chroma_jax import schedule
 from chroma_jax.audio.wav import load_audio
-from chroma_jax.training import flops, progress
-from chroma_jax.training.flops import StepFlops
+from chroma_jax.cost import flops
+from chroma_jax.cost.tpu import CHIPS
+from chroma_jax.training import progress
 from chroma_jax.training.progress import Progress
 from chroma_jax.training.samples import Sample
 from chroma_jax.training.step import build
-from chroma_jax.training.tpu import CHIPS
+from chroma_jax.training.step_flops import StepFlops
 
 METRICS = {
     "loss": 2.0, "backbone_loss": 1.0, "decoder_loss": 3.0, "backbone_accuracy": 0.5, "decoder_accuracy": 0.25,

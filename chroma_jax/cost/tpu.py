@@ -12,8 +12,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from chroma_jax.cost import hlo
 from chroma_jax.model import splash
-from chroma_jax.training import hlo
 
 GIB = 2**30
 # libtpu asks its machine what it is; these answers let it compile on any.
