@@ -32,7 +32,7 @@ from chroma_jax.checkpoint import params
 from chroma_jax.checkpoint.safetensors_io import DTYPES, Writer, bits, read_tensor
 from chroma_jax.checkpoint.torch_files import INDEX_FILE, open_torch
 from chroma_jax.checkpoint.torch_table import leaf_for
-from chroma_jax.config import ChromaConfig, chroma_4b, tiny
+from chroma_jax.config import ChromaConfig, chroma_4b, hf, tiny
 from chroma_jax.model.chroma import abstract_model
 
 _DIR = flags.DEFINE_string("dir", None, "where to work; default: a new temporary directory")
@@ -108,7 +108,7 @@ def write_checkpoint(directory: str, cfg: ChromaConfig, tensors: Tensors, shards
     with open(os.path.join(directory, INDEX_FILE), "w") as f:
         json.dump({"metadata": {"total_size": total}, "weight_map": weight_map}, f)
     with open(os.path.join(directory, "config.json"), "w") as f:
-        json.dump(cfg.to_hf(), f)
+        json.dump(hf.write(cfg), f)
 
 
 def forget(directory: str) -> None:

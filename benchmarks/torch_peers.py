@@ -16,7 +16,7 @@ from transformers.models.csm import CsmConfig, CsmDepthDecoderConfig, CsmForCond
 from transformers.models.csm.modeling_csm import CsmDepthDecoderForCausalLM
 
 from chroma_jax import schedule
-from chroma_jax.config import ChromaConfig
+from chroma_jax.config import ChromaConfig, hf
 
 
 def _llama_values(section: dict, vocab_size: int) -> dict:
@@ -26,7 +26,7 @@ def _llama_values(section: dict, vocab_size: int) -> dict:
 
 
 def _depth_values(config: ChromaConfig) -> dict:
-    section = config.to_hf()["decoder_config"]
+    section = hf.write(config)["decoder_config"]
     values = _llama_values(section, config.decoder.vocab_size)
     return values | dict(
         num_codebooks=config.num_codebooks, backbone_hidden_size=config.decoder.embedding_size
@@ -34,7 +34,7 @@ def _depth_values(config: ChromaConfig) -> dict:
 
 
 def _codec_values(config: ChromaConfig) -> dict:
-    return {k: v for k, v in config.to_hf()["codec_config"].items() if k != "model_type"}
+    return {k: v for k, v in hf.write(config)["codec_config"].items() if k != "model_type"}
 
 
 class Assembled:
@@ -48,7 +48,7 @@ class Assembled:
         from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni as omni
 
         self.config, self.by_generate, self.device = config, by_generate, device
-        values = copy.deepcopy(config.to_hf()["thinker_config"])
+        values = copy.deepcopy(hf.write(config)["thinker_config"])
         values.pop("model_type")
         eyes = dict(depth=1, hidden_size=16, intermediate_size=16, num_heads=2,
                     out_hidden_size=config.reasoner.text.hidden_size)  # fmt: skip
@@ -57,7 +57,7 @@ class Assembled:
         self.thinker = omni.Qwen2_5OmniThinkerForConditionalGeneration(
             omni.Qwen2_5OmniThinkerConfig(**values, vision_config=eyes, **others)
         )
-        backbone = _llama_values(config.to_hf()["backbone_config"], 8)
+        backbone = _llama_values(hf.write(config)["backbone_config"], 8)
         self.backbone = transformers.LlamaModel(transformers.LlamaConfig(**backbone))
         self.depth = CsmDepthDecoderForCausalLM(CsmDepthDecoderConfig(**_depth_values(config)))
         self.mimi = transformers.MimiModel(transformers.MimiConfig(**_codec_values(config)))
@@ -128,7 +128,7 @@ class Csm:
 
     def __init__(self, config: ChromaConfig, *, compiled: bool, dtype: torch.dtype, device: str):
         torch.manual_seed(0)
-        backbone = _llama_values(config.to_hf()["backbone_config"], config.backbone.vocab_size)
+        backbone = _llama_values(hf.write(config)["backbone_config"], config.backbone.vocab_size)
         self.device = device
         self.model = CsmForConditionalGeneration(
             CsmConfig(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from chroma_jax.config import ChromaConfig, Llama3Rope, chroma_4b, tiny
+from chroma_jax.config import Llama3Rope, chroma_4b, hf, tiny
 
 GOLDEN = Path(__file__).parent / "data" / "chroma-tiny" / "config.json"
 HF = json.loads(GOLDEN.read_text())
@@ -31,12 +31,12 @@ def edited(path: str, value=None, *, remove: bool = False) -> dict:
 
 
 def test_golden_is_tiny():
-    assert ChromaConfig.load(GOLDEN) == tiny()
+    assert hf.load(GOLDEN) == tiny()
 
 
 @pytest.mark.parametrize("config", [chroma_4b(), tiny()], ids=["chroma_4b", "tiny"])
 def test_round_trip(config):
-    assert ChromaConfig.from_hf(json.loads(json.dumps(config.to_hf()))) == config
+    assert hf.read(json.loads(json.dumps(hf.write(config)))) == config
 
 
 def test_published_sizes():
@@ -65,9 +65,9 @@ def test_old_rope_spelling_equals_new(stack):
     rope = config[stack].pop("rope_parameters")
     config[stack]["rope_theta"] = rope.pop("rope_theta")
     config[stack]["rope_scaling"] = rope
-    assert ChromaConfig.from_hf(config) == tiny()
+    assert hf.read(config) == tiny()
     rope["type"] = rope.pop("rope_type")  # the oldest name of the type
-    assert ChromaConfig.from_hf(config) == tiny()
+    assert hf.read(config) == tiny()
 
 
 def test_old_mrope_spelling():
@@ -75,21 +75,21 @@ def test_old_mrope_spelling():
     text = config["thinker_config"]["text_config"]
     del text["rope_parameters"]
     text |= {"rope_theta": 1000000.0, "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}}
-    assert ChromaConfig.from_hf(config) == tiny()
+    assert hf.read(config) == tiny()
 
 
 def test_plain_theta():
     config = copy.deepcopy(HF)
     del config["backbone_config"]["rope_parameters"]
     config["backbone_config"]["rope_theta"] = 12345.0
-    rope = ChromaConfig.from_hf(config).backbone.llama.rope
+    rope = hf.read(config).backbone.llama.rope
     assert rope.theta == 12345.0
     assert rope.llama3 is None
 
 
 def test_theta_inside_rope_parameters_wins():
     config = edited("backbone_config.rope_theta", 7.0)
-    assert ChromaConfig.from_hf(config).backbone.llama.rope == dataclasses.replace(
+    assert hf.read(config).backbone.llama.rope == dataclasses.replace(
         tiny().backbone.llama.rope,
         theta=500000.0,
         llama3=Llama3Rope(
@@ -113,13 +113,11 @@ REQUIRED = [
     "thinker_config.audio_config.num_mel_bins",
     "thinker_config.audio_start_token_id",
     "thinker_config.audio_token_index",
-    "thinker_config.pad_token_id",
     "backbone_config.max_position_embeddings",
     "backbone_config.vocab_size",
     "backbone_config.rope_parameters.factor",
     "decoder_config.audio_embedding_dim",
     "decoder_config.num_attention_heads",
-    "codec_config._frame_rate",
     "codec_config.upsampling_ratios",
     "codec_config.sliding_window",
     "codec_config.rope_parameters.rope_theta",
@@ -131,21 +129,31 @@ REQUIRED = [
 def test_missing_key_is_named(path, how):
     config = edited(path, None, remove=how == "removed")
     with pytest.raises(ValueError, match=f"missing key {path}$"):
-        ChromaConfig.from_hf(config)
+        hf.read(config)
+
+
+@pytest.mark.parametrize("how", ["removed", "null"])
+def test_what_follows_from_the_rest_may_be_left_out(how):
+    """transformers' own MimiConfig writes no frame rate, and Qwen's Thinker has no padding token of its own."""
+    config = edited("codec_config._frame_rate", None, remove=how == "removed")
+    assert hf.read(config) == tiny()
+    config = edited("thinker_config.pad_token_id", None, remove=how == "removed")
+    reasoner = dataclasses.replace(tiny().reasoner, pad_token_id=tiny().im_end_token_id)
+    assert hf.read(config) == dataclasses.replace(tiny(), reasoner=reasoner)
 
 
 def test_audio_token_has_two_names():
     config = edited("thinker_config.audio_token_index", remove=True)
     config["thinker_config"]["audio_token_id"] = 499
-    assert ChromaConfig.from_hf(config).reasoner.audio_token_id == 499
+    assert hf.read(config).reasoner.audio_token_id == 499
 
 
 def test_head_dim_is_derived_only_where_it_is_whole():
     config = edited("backbone_config.head_dim", remove=True)
-    assert ChromaConfig.from_hf(config) == tiny()
+    assert hf.read(config) == tiny()
     config["backbone_config"]["num_attention_heads"] = 6
     with pytest.raises(ValueError, match=r"backbone_config.hidden_size 64 is no multiple"):
-        ChromaConfig.from_hf(config)
+        hf.read(config)
 
 
 WRONG = [
@@ -236,7 +244,7 @@ WRONG = [
 )
 def test_wrong_value_is_named(path, value, message):
     with pytest.raises(ValueError, match=message) as error:
-        ChromaConfig.from_hf(edited(path, value))
+        hf.read(edited(path, value))
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 300
 
@@ -244,7 +252,7 @@ def test_wrong_value_is_named(path, value, message):
 @pytest.mark.parametrize("config", [None, [], "chroma", 3, {}], ids=repr)
 def test_not_a_config(config):
     with pytest.raises(ValueError, match=r"config must be an object|not a Chroma checkpoint"):
-        ChromaConfig.from_hf(config)
+        hf.read(config)
 
 
 @pytest.mark.parametrize(
@@ -256,12 +264,12 @@ def test_load_names_the_file(tmp_path, text):
     path = tmp_path / "config.json"
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(ValueError, match=r"config\.json"):
-        ChromaConfig.load(path)
+        hf.load(path)
 
 
 def test_load_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
-        ChromaConfig.load(tmp_path / "config.json")
+        hf.load(tmp_path / "config.json")
 
 
 def test_with_dtype_leaves_the_codec():
@@ -321,11 +329,11 @@ def test_fuzz(edits):
         else:
             section[path[-1]] = value
     try:
-        read = ChromaConfig.from_hf(config)
+        read = hf.read(config)
     except ValueError as error:
         assert str(error)
         return
-    assert ChromaConfig.from_hf(read.to_hf()) == read
+    assert hf.read(hf.write(read)) == read
     assert read.codec.frame_samples == config["audio_frame_freq"]
     assert read.reasoner.audio_token_id is not None
     assert min(read.backbone.llama.head_dim, read.decoder.llama.head_dim, read.codec.head_dim) > 0
@@ -337,4 +345,4 @@ def test_fuzz_load(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("config") / "config.json"
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"config\.json"):
-        ChromaConfig.load(path)
+        hf.load(path)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import dataclasses
+import datetime
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -198,12 +200,39 @@ def _render_builtin(
     return [*segments, im_start, "assistant\n"]
 
 
+def _template_environment():
+    """A jinja environment that knows what transformers' chat templates may use, and nothing of this machine but the time."""
+    import jinja2
+    import jinja2.ext
+    import jinja2.sandbox
+
+    class Generation(jinja2.ext.Extension):
+        """{% generation %}...{% endgeneration %}, which marks what the assistant says for training: its content."""
+
+        tags = {"generation"}  # noqa: RUF012 (as jinja has it)
+
+        def parse(self, parser):
+            next(parser.stream)
+            return parser.parse_statements(["name:endgeneration"], drop_needle=True)
+
+    def raise_exception(message: str):
+        raise jinja2.TemplateError(message)
+
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
+    )
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    # jinja's own escapes what has a meaning in HTML.
+    environment.filters["tojson"] = lambda value, indent=None: json.dumps(
+        value, ensure_ascii=False, indent=indent
+    )
+    return environment
+
+
 def _render_template(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int | str]:
     """Renders the jinja template with a stand-in for every text, cuts the result at control tokens, and only then puts
     the texts in their places: so they are never searched for control tokens."""
-    import jinja2
-    import jinja2.sandbox
-
     texts: list[str] = []
 
     def content(part: str | Audio) -> dict[str, str]:
@@ -213,21 +242,18 @@ def _render_template(messages: Sequence[Message], tokenizer: Tokenizer) -> list[
         # Private-use characters, which no template has a reason to contain.
         return {"type": "text", "text": f"\ue000{len(texts) - 1}\ue001"}
 
-    def raise_exception(message: str):
-        raise jinja2.TemplateError(message)
-
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.globals["raise_exception"] = raise_exception
     filled = [{"role": m.role, "content": [content(part) for part in m.parts]} for m in messages]
     try:
-        rendered = environment.from_string(tokenizer.chat_template).render(
-            messages=filled,
-            add_generation_prompt=True,
-            tools=None,
-            documents=None,
-            **tokenizer.template_tokens,
+        rendered = (
+            _template_environment()
+            .from_string(tokenizer.chat_template)
+            .render(
+                messages=filled,
+                add_generation_prompt=True,
+                tools=None,
+                documents=None,
+                **tokenizer.template_tokens,
+            )
         )
     except Exception as e:  # a template is a program: it can raise anything
         raise ValueError(f"{tokenizer.name}: the chat template cannot be rendered: {e}") from e

@@ -28,7 +28,8 @@ def plan_torch(files: TorchFiles) -> tuple[ChromaConfig, Plan]:
     for name, row in plan.skipped.items():
         if row.same_as and not _same(files, name, row.same_as):
             raise CheckpointError(
-                f"{files.directory}: {name} must be a copy of {row.same_as}, and differs from it"
+                f"{files.directory}: {name} differs from {row.same_as}, which it must be a copy of: "
+                "transformers after 5.0.0rc0 no longer ties the public code's two"
             )
     stored = {leaf.path: [files.tensors[name].dtype for name in leaf.names] for leaf in plan.leaves}
     return params.with_stored_dtypes(cfg, stored), plan

@@ -24,6 +24,7 @@ from chroma_jax.checkpoint.torch_table import CheckpointError
 from chroma_jax.checkpoint.transforms import Shape
 
 MAX_HEADER_BYTES = 100_000_000
+LFS_POINTER = b"version https://git-lfs.github.com"  # what Git writes in place of a large file
 
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
@@ -81,6 +82,10 @@ def read_header(path: str) -> dict[str, TensorInfo]:
             length = int.from_bytes(head, "little")
             if len(head) < 8:
                 raise CheckpointError(f"{path} is truncated: {size} bytes, no header")
+            if head == LFS_POINTER[:8]:
+                raise CheckpointError(
+                    f"{path} is a Git LFS pointer, not the weights: `git lfs pull` in its folder brings them"
+                )
             if length > MAX_HEADER_BYTES:
                 raise CheckpointError(
                     f"{path} has a corrupted header: it claims a length of {length} bytes"

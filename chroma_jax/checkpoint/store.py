@@ -32,7 +32,7 @@ from chroma_jax.checkpoint.safetensors_io import DTYPES, NAMES
 from chroma_jax.checkpoint.staging import check_space, staged
 from chroma_jax.checkpoint.torch_files import CONFIG_FILE, read_config, read_json, resolve_source
 from chroma_jax.checkpoint.torch_table import CheckpointError, leaf_for
-from chroma_jax.config import ChromaConfig
+from chroma_jax.config import ChromaConfig, hf
 from chroma_jax.model.chroma import ChromaModel
 
 MANIFEST = "chroma_jax.json"
@@ -320,7 +320,7 @@ def save(
                 file = paths.expand(file)
                 shutil.copyfile(file, os.path.join(stage, os.path.basename(file)))
             with open(os.path.join(stage, CONFIG_FILE), "w", encoding="utf-8") as f:
-                json.dump(cfg.to_hf(), f, indent=2)
+                json.dump(hf.write(cfg), f, indent=2)
             whole = quantizing.full(cfg)
             leaves = {path: leaf_for(path, leaf.shape) for path, leaf in whole.items()}
             manifest = Manifest(

@@ -13,8 +13,12 @@ import numpy as np
 
 from chroma_jax import paths
 from chroma_jax.checkpoint.safetensors_io import TensorInfo, read_header, read_tensor
-from chroma_jax.checkpoint.torch_table import CheckpointError, raise_problems
-from chroma_jax.config import ChromaConfig
+from chroma_jax.checkpoint.torch_table import (
+    CheckpointError,
+    raise_problems,
+    under_table_names,
+)
+from chroma_jax.config import ChromaConfig, hf
 
 CONFIG_FILE = "config.json"
 SINGLE_FILE = "model.safetensors"
@@ -26,7 +30,10 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 @dataclasses.dataclass(frozen=True)
 class TorchFiles:
-    """An opened checkpoint: every file's header has been read and checked, no tensor yet."""
+    """An opened checkpoint: every file's header has been read and checked, no tensor yet.
+
+    `tensors` go by the names that the table knows (see `under_table_names`).
+    """
 
     directory: str
     config: ChromaConfig
@@ -46,13 +53,17 @@ def open_torch(directory: str | os.PathLike) -> TorchFiles:
     directory = paths.expand(directory)
     if not os.path.isdir(directory):
         raise CheckpointError(f"no such directory: {directory}")
-    return TorchFiles(directory, read_config(directory), _read_tensors(directory))
+    config, tensors = read_config(directory), _read_tensors(directory)
+    try:
+        return TorchFiles(directory, config, under_table_names(tensors))
+    except CheckpointError as e:
+        raise CheckpointError(f"{directory}: {e}") from e
 
 
 def read_config(directory: str) -> ChromaConfig:
     """The directory's config.json. Raises CheckpointError naming the file."""
     try:
-        return ChromaConfig.load(os.path.join(directory, CONFIG_FILE))
+        return hf.load(os.path.join(directory, CONFIG_FILE))
     except FileNotFoundError as e:
         raise CheckpointError(f"{directory} has no {CONFIG_FILE}: it is no checkpoint") from e
     except ValueError as e:
@@ -101,7 +112,7 @@ def _read_shards(directory: str, index: str) -> dict[str, TensorInfo]:
     absent = [shard for shard in shards if not os.path.exists(os.path.join(directory, shard))]
     if absent:
         raise CheckpointError(
-            f"{directory} lacks {len(absent)} of the {len(shards)} shards in its index: {', '.join(absent)}"
+            f"{directory} lacks {len(absent)} of the {len(shards)} shards in its index, first {absent[0]}"
         )
     tensors: dict[str, TensorInfo] = {}
     problems = []

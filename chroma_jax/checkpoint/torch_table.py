@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -20,8 +20,9 @@ from chroma_jax.checkpoint.transforms import TRANSFORMS, Row, Shape, Transform
 
 LM_HEAD = "thinker.lm_head.weight"
 VISION_TOWER = "thinker.visual."
+T = TypeVar("T")
 AUDIO_TABLE = "backbone.audio_embedding.embed_audio_tokens.weight"
-MAX_PROBLEMS_SHOWN = 20
+MAX_PROBLEMS_SHOWN = 5
 PARAM_DTYPES = tuple(np.dtype(d) for d in (np.float32, np.float16, ml_dtypes.bfloat16))
 
 
@@ -211,6 +212,31 @@ def is_known(name: str) -> bool:
     return any(re.fullmatch(row.torch, name) for row in ROWS)
 
 
+# What PyTorch's wrappers put into the names of what they wrap: compilation, DataParallel and its kin, FSDP.
+_WRAPPERS = re.compile(
+    r"^(?:module\.|_orig_mod\.|_fsdp_wrapped_module\.)+|(?<=\.)(?:_orig_mod|_fsdp_wrapped_module)\."
+)
+
+
+def under_table_names(tensors: Mapping[str, T]) -> dict[str, T]:
+    """The tensors under the names that the table knows: unwrapped, and a copy in the place of its original where that is missing.
+
+    (transformers keeps one of two tied tensors: the Hub's file has the Backbone's, the public code saves the Decoder's.)
+    Raises CheckpointError if two tensors would get one name.
+    """
+    named: dict[str, T] = {}
+    for old, tensor in tensors.items():
+        name = _WRAPPERS.sub("", old)
+        if name in named:
+            raise CheckpointError(f"two tensors are {name}, one of them as {old}")
+        named[name] = tensor
+    for name in list(named):
+        row = ignored_row(name)
+        if row is not None and row.same_as and row.same_as not in named:
+            named[row.same_as] = named.pop(name)
+    return named
+
+
 def make_plan(
     tensors: Mapping[str, TensorLike], params: Mapping[str, TensorLike], what: str = "checkpoint"
 ) -> Plan:
@@ -248,10 +274,8 @@ def _problems(
             yield f"tensor {name} has dtype {tensors[name].dtype}; float32, float16 or bfloat16 is wanted"
     for name in tensors:
         if name in skipped:
-            row = skipped[name]
-            if row.same_as and row.same_as not in tensors:
-                yield f"tensor {name} is a copy of {row.same_as}, which is missing"
-        elif name not in wanted:
+            continue
+        if name not in wanted:
             why = (
                 "not part of the model that the config describes"
                 if is_known(name)

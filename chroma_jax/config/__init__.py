@@ -1,6 +1,6 @@
 """Typed configuration of the four stages, the reader of a Hub checkpoint's config.json, and the published sizes.
 
-Sizes never have defaults: they come from a checkpoint (`ChromaConfig.from_hf`), from the published model (`chroma_4b`)
+Sizes never have defaults: they come from a checkpoint (`hf.load`), from the published model (`chroma_4b`)
 or from something small to try (`tiny`, `debug`).
 """
 

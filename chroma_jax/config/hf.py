@@ -7,10 +7,13 @@ are never guessed.
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any
 
+from chroma_jax import paths
 from chroma_jax.config.types import (
     MAX_INT,
     QUANTIZED,
@@ -29,12 +32,28 @@ _MAX_FLOAT = sys.float_info.max
 
 
 def read(config: Mapping[str, Any]) -> ChromaConfig:
-    """`ChromaConfig.from_hf`."""
+    """Reads the dictionary of a Hub checkpoint's config.json, old and new rope spellings.
+
+    Raises ValueError naming the dotted key for an architecture that is not Chroma, a missing or mistyped key, an
+    unsupported rope type or activation, and sizes that contradict each other.
+    """
     return _read_chroma(_Section(config))
 
 
+def load(path: str | os.PathLike) -> ChromaConfig:
+    """`read` of a config.json file. Raises FileNotFoundError or ValueError naming the file."""
+    path = paths.expand(path)
+    try:
+        with open(path, encoding="utf-8") as f:
+            return read(json.load(f))
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise ValueError(f"{path} is not valid JSON: {e}") from e
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{path}: {e}") from e
+
+
 def write(config: ChromaConfig) -> dict[str, Any]:
-    """`ChromaConfig.to_hf`."""
+    """The config.json dictionary that PyTorch's Chroma reads; `read(write(c)) == c` up to dtype."""
     return _write_chroma(config)
 
 
@@ -204,7 +223,7 @@ def _read_audio_encoder(section: _Section) -> AudioEncoderConfig:
     )
 
 
-def _read_codec(section: _Section) -> CodecConfig:
+def _read_codec(section: _Section, frame_samples: int) -> CodecConfig:
     section.expect("model_type", "mimi")
     section.expect("hidden_act", "gelu")
     section.expect("use_causal_conv", True)
@@ -213,10 +232,12 @@ def _read_codec(section: _Section) -> CodecConfig:
     section.expect("trim_right_ratio", 1, 1.0)
     section.expect("audio_channels", 1)
     hidden, heads = section.size("hidden_size"), section.size("num_attention_heads")
-    frame_rate = section.positive("frame_rate" if section.has("frame_rate") else "_frame_rate")
+    rate = section.size("sampling_rate")
+    # transformers leaves it out, or null, where it follows from the sizes.
+    key = next((key for key in ("frame_rate", "_frame_rate") if section.has(key)), None)
     return CodecConfig(
-        sampling_rate=section.size("sampling_rate"),
-        frame_rate=frame_rate,
+        sampling_rate=rate,
+        frame_rate=rate / frame_samples if key is None else section.positive(key),
         audio_channels=section.size("audio_channels", 1),
         hidden_size=hidden,
         num_filters=section.size("num_filters"),
@@ -266,8 +287,8 @@ def _read_chroma(top: _Section) -> ChromaConfig:
     thinker = top.section("thinker_config")
     text, audio = thinker.section("text_config"), thinker.section("audio_config")
     backbone, decoder = top.section("backbone_config"), top.section("decoder_config")
-    codec = _read_codec(top.section("codec_config"))
     frame_samples = top.size("audio_frame_freq")
+    codec = _read_codec(top.section("codec_config"), frame_samples)
     if frame_samples != codec.frame_samples:
         raise ValueError(
             f"audio_frame_freq is {frame_samples} but codec_config gives {codec.frame_samples} samples a frame"
@@ -294,7 +315,8 @@ def _read_chroma(top: _Section) -> ChromaConfig:
             ),
             audio_start_token_id=thinker.id("audio_start_token_id"),
             audio_end_token_id=thinker.id("audio_end_token_id"),
-            pad_token_id=thinker.id("pad_token_id"),
+            # What stands where nothing is read: any token will do.
+            pad_token_id=thinker.id("pad_token_id", top.id("im_end_token_id")),
         ),
         backbone=BackboneConfig(
             llama=_read_llama(backbone, qkv_bias=False),

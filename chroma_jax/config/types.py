@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-from collections.abc import Mapping
-from typing import Any
-
-from chroma_jax import paths
 
 MAX_INT = 2**31 - 1  # what an int32 id or length holds
 REMAT = ("none", "full", "dots", "all_dots")
@@ -339,32 +333,3 @@ class ChromaConfig:
     def with_quantized(self, kind: str | None) -> ChromaConfig:
         """The same model with kernels and tables held in `kind`, or as they are for None. Raises ValueError for another kind."""
         return dataclasses.replace(self, quantized=kind)
-
-    @classmethod
-    def from_hf(cls, config: Mapping[str, Any]) -> ChromaConfig:
-        """Reads the dictionary of a Hub checkpoint's config.json, old and new rope spellings.
-
-        Raises ValueError naming the dotted key for an architecture that is not Chroma, a missing or mistyped key, an
-        unsupported rope type or activation, and sizes that contradict each other.
-        """
-        from chroma_jax.config import hf  # it builds these types
-
-        return hf.read(config)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> ChromaConfig:
-        """`from_hf` of a config.json file. Raises FileNotFoundError or ValueError naming the file."""
-        path = paths.expand(path)
-        try:
-            with open(path, encoding="utf-8") as f:
-                return cls.from_hf(json.load(f))
-        except (json.JSONDecodeError, UnicodeDecodeError) as e:
-            raise ValueError(f"{path} is not valid JSON: {e}") from e
-        except (ValueError, RecursionError) as e:
-            raise ValueError(f"{path}: {e}") from e
-
-    def to_hf(self) -> dict[str, Any]:
-        """The config.json dictionary that PyTorch's Chroma reads; `from_hf(c.to_hf()) == c` up to dtype."""
-        from chroma_jax.config import hf
-
-        return hf.write(self)

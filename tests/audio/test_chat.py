@@ -301,3 +301,16 @@ def test_builtin_needs_im_start():
     tokenizer._added.pop("<|im_start|>")
     with pytest.raises(ValueError, match=r"has no <\|im_start\|> token and no chat template"):
         chat_segments(read_conversation("q.wav", None), tokenizer, CONFIG)
+
+
+def test_a_template_with_what_transformers_adds_to_jinja():
+    """The tag that marks the assistant's words for training, the date, and JSON that is not HTML."""
+    template = (
+        "{% if strftime_now('%Y') | int > 2000 %}{{ {'now': '<é>'} | tojson }}{% endif %}"
+        "{% for m in messages %}{{ m['role'] + ':' }}{% generation %}{% for c in m['content'] %}"
+        "{% if c['type'] == 'audio' %}{{ '<|audio_bos|><|AUDIO|><|audio_eos|>' }}"
+        "{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endgeneration %};{% endfor %}"
+    )
+    messages = read_conversation([Turn(audio=(WAVE, 16000), text="hi")], "S")
+    segments = chat_segments(messages, with_template(template), CONFIG)
+    assert segments == ['{"now": "<é>"}system:S;user:', BOS, AUDIO, EOS, "hi;"]

@@ -14,7 +14,7 @@ import safetensors.numpy
 from chroma_jax.checkpoint import params
 from chroma_jax.checkpoint.safetensors_io import bits
 from chroma_jax.checkpoint.torch_table import leaf_for
-from chroma_jax.config import ChromaConfig, tiny
+from chroma_jax.config import ChromaConfig, hf, tiny
 from chroma_jax.model.chroma import ChromaModel
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "data" / "chroma-tiny"
@@ -62,7 +62,7 @@ def write_checkpoint(directory, tensors, config=None, shards=1):
     """A directory in the Hub's layout, by the safetensors library. Returns it."""
     directory.mkdir(parents=True)
     if config is None:
-        config = tiny().to_hf()
+        config = hf.write(tiny())
     (directory / "config.json").write_text(json.dumps(config))
     if shards == 1:
         safetensors.numpy.save_file(tensors, directory / "model.safetensors")

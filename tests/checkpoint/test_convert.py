@@ -22,7 +22,7 @@ from conftest import (
 
 from chroma_jax.checkpoint import CheckpointError, convert, load, load_converted, load_torch, params
 from chroma_jax.checkpoint.staging import staged
-from chroma_jax.config import tiny
+from chroma_jax.config import hf, tiny
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_tied_head_survives(tmp_path, tensors):
     cfg, model = load_converted(tmp_path / "out")
     assert cfg.reasoner.tie_embeddings
     assert "reasoner/head" not in params.flatten(model)
-    assert json.loads((tmp_path / "out" / "config.json").read_text()) == tiny().to_hf()
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == hf.write(tiny())
 
 
 def test_side_files_come_along_verbatim(tmp_path, golden):

@@ -20,7 +20,7 @@ from conftest import (
 
 from chroma_jax.checkpoint import CheckpointError, convert, export, load_torch, save
 from chroma_jax.checkpoint.safetensors_io import Writer
-from chroma_jax.config import ChromaConfig, tiny
+from chroma_jax.config import hf, tiny
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_the_tied_flag_is_right_and_otherwise_left_alone(tmp_path, tied, flags):
     tensors = random_tensors(tiny())
     if tied:
         del tensors["thinker.lm_head.weight"]
-    config = tiny().to_hf()
+    config = hf.write(tiny())
     thinker = config["thinker_config"]
     for section, flag in zip((thinker, thinker["text_config"]), flags, strict=True):
         section.pop("tie_word_embeddings", None)
@@ -94,7 +94,7 @@ def test_the_tied_flag_is_right_and_otherwise_left_alone(tmp_path, tied, flags):
     convert(source, tmp_path / "converted")
     export(tmp_path / "converted", tmp_path / "out")
     assert_same_tensors(read_checkpoint(tmp_path / "out"), tensors)
-    assert ChromaConfig.load(tmp_path / "out" / "config.json").reasoner.tie_embeddings == tied
+    assert hf.load(tmp_path / "out" / "config.json").reasoner.tie_embeddings == tied
     said = flags[1] if flags[0] is None else flags[0]
     if bool(said) == tied:
         assert (tmp_path / "out" / "config.json").read_bytes() == (

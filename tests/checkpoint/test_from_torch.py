@@ -18,8 +18,8 @@ from conftest import (
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from chroma_jax.checkpoint import CheckpointError, load_torch, params
-from chroma_jax.config import tiny
+from chroma_jax.checkpoint import CheckpointError, convert, export, load_torch, params
+from chroma_jax.config import hf, tiny
 from chroma_jax.model.chroma import abstract_model
 
 TABLE = "backbone.audio_embedding.embed_audio_tokens.weight"
@@ -98,7 +98,7 @@ def test_the_tensors_say_whether_the_head_is_tied(tmp_path, tensors, tied, flag)
     tensors = dict(tensors)
     if tied:
         del tensors["thinker.lm_head.weight"]
-    config = tiny().to_hf()
+    config = hf.write(tiny())
     config["thinker_config"]["tie_word_embeddings"] = flag
     cfg, model = load_torch(write_checkpoint(tmp_path / "it", tensors, config))
     assert cfg.reasoner.tie_embeddings == tied
@@ -106,6 +106,21 @@ def test_the_tensors_say_whether_the_head_is_tied(tmp_path, tensors, tied, flag)
     hidden = jnp.ones(64)
     name = "thinker.model.embed_tokens.weight" if tied else "thinker.lm_head.weight"
     np.testing.assert_allclose(model.reasoner.logits(hidden), tensors[name].sum(1), atol=1e-4)
+
+
+def test_what_the_public_code_saves_itself(tmp_path):
+    """Its `save_pretrained` (transformers 5.0.0rc0) writes the names that the Hub has, but of the two tied tables the Decoder's."""
+    tensors = read_checkpoint(GOLDEN)
+    assert TABLE in tensors and COPY not in tensors
+    tensors[COPY] = tensors.pop(TABLE)
+    config = json.loads((GOLDEN / "config.json").read_text())
+    directory = write_checkpoint(tmp_path / "it", tensors, config, shards=2)
+    assert_same_model(load_torch(directory)[1], load_torch(GOLDEN)[1])
+    # Converted and exported it is what the Hub has, which the public code reads and ties.
+    convert(directory, tmp_path / "converted")
+    export(tmp_path / "converted", tmp_path / "exported")
+    names = {name for name in read_checkpoint(GOLDEN) if not name.startswith("thinker.visual.")}
+    assert read_checkpoint(tmp_path / "exported").keys() == names
 
 
 def test_a_true_copy_of_the_audio_table_is_left_out(tmp_path, tensors):
@@ -124,12 +139,12 @@ def test_a_false_copy_of_the_audio_table_is_refused(tmp_path, tensors, change):
     else:
         copy = copy.astype(ml_dtypes.bfloat16)
     directory = write_checkpoint(tmp_path / "it", tensors | {TABLE: table, COPY: copy})
-    with pytest.raises(CheckpointError, match=f"{COPY} must be a copy of {TABLE}, and differs"):
+    with pytest.raises(CheckpointError, match=f"{COPY} differs from {TABLE}, which it must"):
         load_torch(directory)
 
 
 def test_a_config_of_other_sizes_is_refused(tmp_path, tensors):
-    config = tiny().to_hf()
+    config = hf.write(tiny())
     config["decoder_config"]["intermediate_size"] = 72
     with pytest.raises(CheckpointError, match="6 problems with its tensors") as e:
         load_torch(write_checkpoint(tmp_path / "it", tensors, config))

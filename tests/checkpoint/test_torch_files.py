@@ -70,13 +70,25 @@ def no_weights(directory):
 
 def no_shard(directory):
     (directory / "model-00002-of-00003.safetensors").unlink()
-    return directory, "lacks 1 of the 3 shards in its index: model-00002-of-00003.safetensors$"
+    return (
+        directory,
+        "lacks 1 of the 3 shards in its index, first model-00002-of-00003.safetensors$",
+    )
 
 
 def cut_shard(directory):
     shard = directory / "model-00003-of-00003.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1])
     return directory, "model-00003-of-00003.safetensors is truncated"
+
+
+def pointer(directory):
+    """What is there where Git LFS was not run."""
+    shard = directory / "model-00003-of-00003.safetensors"
+    shard.write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 4400000000\n"
+    )
+    return directory, "model-00003-of-00003.safetensors is a Git LFS pointer, not the weights: `git"
 
 
 def bad_index(directory):
@@ -129,7 +141,7 @@ def edit_index(directory, edit):
 @pytest.mark.parametrize(
     "spoil",
     [
-        no_directory, a_file, no_config, bad_config, foreign_config, no_weights, no_shard, cut_shard, bad_index,
+        no_directory, a_file, no_config, bad_config, foreign_config, no_weights, no_shard, cut_shard, pointer, bad_index,
         mapless_index, climbing_index, absent_tensor, unlisted_tensor, tensor_in_two_shards,
     ],
     ids=lambda f: f.__name__,

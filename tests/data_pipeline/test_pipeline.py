@@ -347,9 +347,9 @@ import sys
 from absl import app
 def main(argv):
     import numpy as np
-    from chroma_jax.config import ChromaConfig
+    from chroma_jax.config import hf
     from chroma_jax.data.pipeline import Reading, make_pipeline
-    config = ChromaConfig.load({str(golden_dir / "config.json")!r})
+    config = hf.load({str(golden_dir / "config.json")!r})
     def read(**reading):
         batches = make_pipeline(config, [{str(dataset_dir)!r}], batch_size=4, seed=3, reading=Reading(threads=1, prefetch=1, **reading))
         first = [next(batches) for _ in range(5)]

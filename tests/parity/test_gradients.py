@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from chroma_jax.config import tiny
+from chroma_jax.config import hf, tiny
 from chroma_jax.model.backbone import Backbone
 from chroma_jax.model.chroma import ChromaModel, random_model
 from chroma_jax.model.decoder import Decoder
@@ -28,7 +28,7 @@ LENGTHS = dict(voice_ids=[3, 1], voice_frames=[2, 3], text=[2, 1], frames=[6, 5]
 
 def llama(section):
     """transformers' stack of one section of config.json."""
-    values = CONFIG.to_hf()[section]
+    values = hf.write(CONFIG)[section]
     names = (
         "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
         "head_dim", "max_position_embeddings", "rms_norm_eps", "rope_parameters",

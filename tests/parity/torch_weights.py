@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from chroma_jax.checkpoint.torch_table import make_plan
-from chroma_jax.config import ChromaConfig, LlamaConfig, ReasonerConfig, tiny
+from chroma_jax.config import LlamaConfig, ReasonerConfig, hf, tiny
 
 torch = pytest.importorskip("torch")
 
@@ -49,21 +49,21 @@ def tensors_of(module, rename: Callable[[str], str | None]) -> dict[str, np.ndar
 
 def llama_config(**values) -> LlamaConfig:
     """Our configuration of a LLaMA, read from the keys of its section of config.json."""
-    config = tiny().to_hf()
+    config = hf.write(tiny())
     del config["decoder_config"]["rope_parameters"]
     config["decoder_config"] |= values
-    return ChromaConfig.from_hf(config).decoder.llama
+    return hf.read(config).decoder.llama
 
 
 def reasoner_config(thinker: Mapping[str, Any]) -> ReasonerConfig:
     """Our configuration of a Reasoner, read from `thinker_config` of config.json."""
-    config = tiny().to_hf()
+    config = hf.write(tiny())
     width = thinker["text_config"]["hidden_size"]
     config["thinker_config"] = thinker
     config["backbone_config"]["hidden_size"] = config["decoder_config"]["audio_embedding_dim"] = (
         width
     )
-    return ChromaConfig.from_hf(config).reasoner
+    return hf.read(config).reasoner
 
 
 def near(got, want, tolerance: float = 1e-5) -> None:

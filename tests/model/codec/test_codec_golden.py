@@ -10,7 +10,7 @@ from codec_oracle import decode, encode, export, load_codec, place
 from flax import nnx
 from safetensors.numpy import load_file
 
-from chroma_jax.config import ChromaConfig
+from chroma_jax.config import hf
 from chroma_jax.model.codec import Codec
 
 DATA = Path(__file__).parents[2] / "data" / "chroma-tiny"
@@ -18,7 +18,7 @@ DATA = Path(__file__).parents[2] / "data" / "chroma-tiny"
 
 @pytest.fixture(scope="module")
 def cfg():
-    return ChromaConfig.from_hf(json.loads((DATA / "config.json").read_text())).codec
+    return hf.read(json.loads((DATA / "config.json").read_text())).codec
 
 
 @pytest.fixture(scope="module")
