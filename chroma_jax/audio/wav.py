@@ -2,12 +2,11 @@
 
 Axes: N samples, C channels.
 
-soundfile and soxr are imported where they are used: machines that only run the model may lack them.
+Files are read by `audio.decode`.
 """
 
 from __future__ import annotations
 
-import io
 import os
 import wave
 from collections.abc import Iterable
@@ -17,33 +16,32 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from chroma_jax import messages, paths
+from chroma_jax.audio.decode import (
+    MAX_SECONDS,
+    AudioError,
+    check_rate,
+    one_line,
+    read_file,
+    soundfile,
+    soxr,
+)
 
 # A path, an encoded file as bytes, an open binary file, or (samples [N], [N, C] or [C, N], sampling rate in Hz).
 AudioSource = str | os.PathLike | bytes | BinaryIO | tuple[ArrayLike, int]
 
-MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz: nothing that holds speech lies outside
-MAX_SECONDS = 2 * 3600
 # Floats mean full scale 1. Some files overshoot it; only 16-bit integers that were cast to float get this far.
 MAX_PEAK = 100.0
 MAX_CHANNELS = 64  # more are a spectrogram
 # One axis of 1, the other no longer than this: one moment of several channels, such as a stereo pair, not a few samples of one.
 _CHANNELS_OF_A_MOMENT = 8
-_BLOCK_VALUES = 1 << 20  # samples decoded at a time, over all channels
-_UNKNOWN_FRAMES = 1 << 62  # libsndfile's "length unknown" lies above this
 _OTHER_FORMATS = (".aac", ".aiff", ".au", ".flac", ".m4a", ".mp3", ".mp4", ".ogg", ".opus", ".webm")
-
-
-class AudioError(ValueError):
-    """Sound that cannot be read, used or written; the message, one line of at most 200 characters, names file or argument."""
-
-    def __init__(self, message: str):
-        super().__init__(messages.shorten(message))
 
 
 def load_audio(source: AudioSource, sampling_rate: int, *, name: str | None = None) -> np.ndarray:
     """Reads sound of any rate and channel count as mono float32 [N] at `sampling_rate` Hz, full scale ±1.
 
-    `source` is a path or encoded file of any kind that libsndfile reads (WAV, FLAC, OGG, Opus, MP3, ...), or a pair
+    `source` is a path or encoded file of any kind that libsndfile reads (WAV, FLAC, OGG, Opus, MP3, ...), with PyAV also M4A, WebM and
+    others, told by its bytes and not by its name; all streams in it are heard, and what cannot be heard is a warning. Or it is a pair
     (samples, rate) of integers (uint8, int8, int16, int32: scaled by their full scale) or floats, of any byte order. Channels are
     mixed down by their mean; in a two-dimensional array the shorter axis is the channels (but [1, 2] is one moment of two, not two
     of one: so up to [1, 8]). Resampling is soxr's high quality.
@@ -56,12 +54,12 @@ def load_audio(source: AudioSource, sampling_rate: int, *, name: str | None = No
     if isinstance(source, tuple):
         samples, rate = _from_array(source, name)
     else:
-        samples, rate = _from_file(source, name)
+        samples, rate = read_file(source, name)
     if not samples.size:
         raise AudioError(f"{name}: has no samples")
     _check_samples(samples, name)
     if rate != sampling_rate:
-        samples = _soxr().resample(samples, rate, sampling_rate, quality="HQ")
+        samples = soxr().resample(samples, rate, sampling_rate, quality="HQ")
         if not samples.size:
             raise AudioError(f"{name}: too short, it has no samples at {sampling_rate} Hz")
     return np.ascontiguousarray(samples, np.float32)
@@ -96,11 +94,11 @@ class AudioStream:
             samples, rate = _from_array((samples, rate), self._name, channels)
             _check_samples(samples, self._name)
         else:
-            samples, rate = np.zeros(0, np.float32), _check_rate(rate, self._name)
+            samples, rate = np.zeros(0, np.float32), check_rate(rate, self._name)
         if self._from not in (None, rate):
             raise AudioError(f"{self._name}: the rate was {self._from} Hz, and is now {rate}")
         if self._from is None and rate != self._to:
-            self._resampler = _soxr().ResampleStream(
+            self._resampler = soxr().ResampleStream(
                 rate, self._to, 1, dtype="float32", quality="HQ"
             )
         self._from, self._channels = rate, channels
@@ -135,7 +133,7 @@ def save_wav(
     try:
         with paths.replacing(target) as partial:
             if subtype == "FLOAT":
-                _soundfile().write(partial, samples, sampling_rate, subtype="FLOAT", format="WAV")
+                soundfile().write(partial, samples, sampling_rate, subtype="FLOAT", format="WAV")
                 return
             # 32768 on both ways, so that what was read as 16 bits is written back unchanged.
             pcm = np.clip(np.rint(samples * 32768.0), -32768, 32767).astype("<i2")
@@ -145,7 +143,7 @@ def save_wav(
                 w.setframerate(sampling_rate)
                 w.writeframes(pcm.tobytes())
     except (OSError, RuntimeError, wave.Error) as e:
-        raise AudioError(f"{os.fspath(path)}: cannot be written: {_one_line(e)}") from e
+        raise AudioError(f"{os.fspath(path)}: cannot be written: {one_line(e)}") from e
 
 
 def check_output(path: str | os.PathLike, inputs: Iterable[AudioSource | None] = ()) -> str:
@@ -165,7 +163,7 @@ def check_output(path: str | os.PathLike, inputs: Iterable[AudioSource | None] =
     except NotADirectoryError:
         raise AudioError(f"{name}: there is no directory {folder}") from None
     except OSError as e:  # a name too long, for one
-        raise AudioError(f"{name}: cannot be written: {_one_line(e)}") from e
+        raise AudioError(f"{name}: cannot be written: {one_line(e)}") from e
     for source in inputs:
         if isinstance(source, str | os.PathLike) and paths.same(source, target):
             raise AudioError(f"{name}: is one of the inputs, it will not be replaced")
@@ -196,7 +194,7 @@ def _as_array(samples: ArrayLike, name: str) -> np.ndarray:
     try:
         return np.asarray(samples)
     except (TypeError, ValueError) as e:
-        raise AudioError(f"{name}: samples are not an array: {_one_line(e)}") from e
+        raise AudioError(f"{name}: samples are not an array: {one_line(e)}") from e
 
 
 def _channels_axis(shape: tuple[int, int]) -> int:
@@ -216,7 +214,7 @@ def _from_array(source: tuple, name: str, channels: int | None = None) -> tuple[
         rate, int | float | np.number
     ):
         raise AudioError(f"{name}: wanted (samples, sampling rate), got them the other way round")
-    rate = _check_rate(rate, name)
+    rate = check_rate(rate, name)
     samples = _as_array(samples, name)
     if samples.ndim not in (1, 2):
         raise AudioError(
@@ -249,90 +247,6 @@ def _from_array(source: tuple, name: str, channels: int | None = None) -> tuple[
         return samples.astype(np.float32), rate
 
 
-def _from_file(source: AudioSource, name: str) -> tuple[np.ndarray, int]:
-    """(samples [N] float32, rate) of a path, bytes or an open file."""
-    soundfile = _soundfile()
-    try:
-        if isinstance(source, bytes | bytearray | memoryview):
-            file = _Encoded(source)
-        elif hasattr(source, "read"):
-            # Read whole: decoders seek, and not every open file can.
-            file = _Encoded(source.read())
-        else:
-            file = paths.expand(source)
-            if file.startswith("data:"):
-                raise AudioError(f"{name}: is a data: URL, not a path; pass the bytes in it")
-            if "://" in file and not os.path.exists(file):
-                raise AudioError(f"{name}: is a URL, which is not fetched; pass a path or bytes")
-            if os.path.isdir(file):
-                raise AudioError(f"{name}: is a directory, wanted a sound file")
-            if not os.path.exists(file):
-                raise AudioError(f"{name}: no such file")
-            if not os.path.isfile(file):
-                raise AudioError(f"{name}: is not an ordinary file")
-            open(file, "rb").close()  # says why, where libsndfile says "System error"
-    except AudioError:
-        raise
-    except (OSError, TypeError, ValueError) as e:
-        raise AudioError(f"{name}: cannot be read: {_one_line(e)}") from e
-    try:
-        with soundfile.SoundFile(file) as sound:
-            return _read_blocks(sound, name)
-    except AudioError:
-        raise
-    except (
-        soundfile.SoundFileError,
-        RuntimeError,
-        OSError,
-        TypeError,
-        ValueError,
-        MemoryError,
-    ) as e:
-        detail = getattr(e, "error_string", None) or _one_line(e)
-        raise AudioError(f"{name}: not a sound file that can be read: {detail}") from e
-
-
-class _Encoded(io.BytesIO):
-    """An encoded file in memory. Broken ones make libsndfile seek before the start, from where no exception can reach us."""
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        try:
-            return super().seek(offset, whence)
-        except (OverflowError, ValueError):
-            return self.tell()
-
-
-def _read_blocks(sound, name: str) -> tuple[np.ndarray, int]:
-    """Decodes an open SoundFile. A header may lie about the length, so memory follows what is really there."""
-    rate = _check_rate(sound.samplerate, name)
-    limit = MAX_SECONDS * rate
-    too_long = AudioError(f"{name}: longer than {MAX_SECONDS // 3600} hours")
-    if limit < sound.frames < _UNKNOWN_FRAMES:
-        raise too_long
-    blocks, total = [], 0
-    while True:
-        block = sound.read(max(1, _BLOCK_VALUES // sound.channels), dtype="float32", always_2d=True)
-        if not len(block):
-            break
-        total += len(block)
-        if total > limit:
-            raise too_long
-        with np.errstate(over="ignore", invalid="ignore"):  # the caller refuses what is not finite
-            blocks.append(block.mean(axis=1))
-    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32), rate
-
-
-def _check_rate(rate: object, name: str) -> int:
-    is_number = isinstance(rate, int | float | np.integer | np.floating) and not isinstance(
-        rate, bool
-    )
-    if not is_number or not MIN_RATE <= rate <= MAX_RATE or rate != int(rate):
-        raise AudioError(
-            f"{name}: sampling rate must be a whole number of Hz from {MIN_RATE} to {MAX_RATE}, got {rate!r}"
-        )
-    return int(rate)
-
-
 def _name(source: object, name: str | None) -> str:
     """What errors call the source: the name given, or else its own."""
     if isinstance(source, tuple):
@@ -349,25 +263,3 @@ def _name(source: object, name: str | None) -> str:
             f"{name or 'audio'} must be a path, bytes, an open file or (samples, rate), got {type(source).__name__}"
         )
     return messages.shorten(name or own, 100)
-
-
-def _one_line(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _soundfile():
-    try:
-        import soundfile
-    except (ImportError, OSError) as e:  # OSError: the wheel without its libsndfile
-        raise AudioError("reading sound files needs soundfile: pip install soundfile soxr") from e
-    return soundfile
-
-
-def _soxr():
-    try:
-        import soxr
-    except ImportError as e:
-        raise AudioError("changing the sampling rate needs soxr: pip install soundfile soxr") from e
-    return soxr

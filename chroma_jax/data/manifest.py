@@ -26,6 +26,7 @@ import numpy as np
 
 from chroma_jax import paths
 from chroma_jax.audio.chat import Turn
+from chroma_jax.audio.decode import check_file
 from chroma_jax.audio.prompt import Processor, Question
 from chroma_jax.audio.wav import load_audio
 from chroma_jax.config import ChromaConfig
@@ -197,17 +198,8 @@ def _refuse_twin(row: Row, ids: dict[str, int], contents: dict[str, int]) -> Non
 
 def check_files(row: Row) -> None:
     """The quick check: every file is there and has the header of a sound file. Raises ValueError naming the file."""
-    import soundfile
-
     for file in row.files:
-        if not os.path.isfile(file):
-            raise ValueError(f"{file}: no such file")
-        try:
-            open(file, "rb").close()
-            if soundfile.info(file).frames < 1:
-                raise ValueError(f"{file}: has no samples")
-        except (OSError, RuntimeError) as e:
-            raise ValueError(f"{file}: not a sound file that can be read: {e}") from e
+        check_file(file)
 
 
 def load_row(row: Row, processor: Processor, limits: VoiceLimits) -> Sounds:

@@ -13,7 +13,7 @@ import soundfile
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from chroma_jax.audio import wav
+from chroma_jax.audio import decode, wav
 from chroma_jax.audio.wav import AudioError, AudioStream, check_output, load_audio, save_wav
 
 DATA = Path(__file__).parents[1] / "data"
@@ -145,7 +145,7 @@ def test_a_single_moment_of_several_channels(channels):
 
 
 def test_long_file_in_blocks(monkeypatch):
-    monkeypatch.setattr(wav, "_BLOCK_VALUES", 1000)
+    monkeypatch.setattr(decode, "_BLOCK_VALUES", 1000)
     want, _ = soundfile.read(VOICE, dtype="float32")
     np.testing.assert_array_equal(load_audio(VOICE, 16000), want)
 
@@ -471,7 +471,7 @@ def test_pcm_is_written_without_soundfile(tmp_path, monkeypatch):
     def missing():
         raise AudioError("no soundfile")
 
-    monkeypatch.setattr(wav, "_soundfile", missing)
+    monkeypatch.setattr(wav, "soundfile", missing)
     save_wav(tmp_path / "out.wav", np.zeros(10), 24000)
     np.testing.assert_array_equal(load_audio((np.zeros(10), 24000), 24000), np.zeros(10))
 
