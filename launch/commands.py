@@ -22,6 +22,10 @@ STOPPED = 143
 _OURS = ("--distributed", "--coordinator", "--num_processes", "--process_id")
 
 
+# As in us-east5-b; those that Google set up for accelerators are as in us-south1-ai1b.
+ZONE = r"[a-z]+-[a-z]+[0-9]+-(ai[0-9]+)?[a-z]"
+
+
 def fail(message: str, code: int = USAGE_ERROR) -> NoReturn:
     """Prints `error: message` and exits."""
     print(f"error: {message}", file=sys.stderr)

@@ -30,6 +30,7 @@ from collections.abc import Sequence
 
 from commands import (
     ROOT,
+    ZONE,
     Parser,
     add_command,
     add_dry_run,
@@ -104,7 +105,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         if action == "run":
             add_command(sub)
     args = parser.parse_args(argv)
-    if not re.fullmatch(r"[a-z]+-[a-z]+[0-9]+-[a-z]", args.zone):
+    if not re.fullmatch(ZONE, args.zone):
         fail(f"--zone must be as in us-east5-b, got {args.zone!r}")
     if "tpu_type" in args and not re.fullmatch(_TPU_TYPE, args.tpu_type):
         fail(f"--tpu_type must be as in v5litepod-16, v5p-32 or v6e-256, got {args.tpu_type!r}")

@@ -37,6 +37,7 @@ from collections.abc import Sequence
 from commands import (
     ROOT,
     USAGE_ERROR,
+    ZONE,
     Parser,
     add_command,
     add_dry_run,
@@ -88,7 +89,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         )
         if action in ("create", "resume"):
             sub.add_argument("--accelerator", required=True, help="as in v5litepod-16, v5p-32, v6e-256")  # fmt: skip
-            sub.add_argument("--runtime", help="version of the workers' system (default: by accelerator)")  # fmt: skip
+            sub.add_argument("--runtime", help="version of the workers' system (default: by accelerator, for those of v4 to v6e)")  # fmt: skip
             price = sub.add_mutually_exclusive_group()
             price.add_argument("--spot", action="store_true", help="cheaper, and may be preempted")
             price.add_argument("--reserved", action="store_true", help="from a reservation")
@@ -105,18 +106,22 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         if action in ("run", "resume"):
             add_command(sub)
     args = parser.parse_args(argv)
-    if not re.fullmatch(r"[a-z]+-[a-z]+[0-9]+-[a-z]", args.zone):
+    if not re.fullmatch(ZONE, args.zone):
         fail(f"--zone must be as in us-east5-b, got {args.zone!r}")
     if args.direct and args.slices > 1:
         fail("several slices need queued resources: leave out --direct")
     if "accelerator" in args:
-        kinds = "|".join(RUNTIMES)
-        match = re.fullmatch(rf"({kinds})-[1-9][0-9]*", args.accelerator)
+        match = re.fullmatch(r"([a-z0-9]+)-[1-9][0-9]*", args.accelerator)
         if not match:
             fail(
-                f"--accelerator must be one of {', '.join(RUNTIMES)} and a size, as in v6e-64, got {args.accelerator!r}"
+                f"--accelerator must be a generation and a size, as in v6e-64, got {args.accelerator!r}"
             )
-        args.runtime = args.runtime or RUNTIMES[match[1]]
+        args.runtime = args.runtime or RUNTIMES.get(match[1])
+        if args.runtime is None:
+            fail(
+                f"--accelerator={args.accelerator}: the runtimes known here are for {', '.join(RUNTIMES)}; "
+                "for another generation, name one with --runtime"
+            )
         for flag in args.gcloud:
             if not flag.startswith("--"):
                 fail(f"--gcloud wants a flag, as in --gcloud=--network=mine, got {flag!r}")

@@ -37,4 +37,7 @@ def abstract_model(cfg: ChromaConfig) -> ChromaModel:
 
 def random_model(cfg: ChromaConfig, seed: int = 0) -> ChromaModel:
     """A model with random weights, made on the default device."""
-    return jax.jit(lambda key: ChromaModel(cfg, rngs=nnx.Rngs(key)))(jax.random.key(seed))
+    # A program that draws each parameter runs once: on a CPU, to optimise it takes half a minute and gains nothing.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    make = jax.jit(lambda key: ChromaModel(cfg, rngs=nnx.Rngs(key)), compiler_options=options)
+    return make(jax.random.key(seed))

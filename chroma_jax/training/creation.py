@@ -26,7 +26,7 @@ from chroma_jax.audio.tokenizer import IM_START
 from chroma_jax.audio.wav import load_audio
 from chroma_jax.config import ChromaConfig
 from chroma_jax.data.manifest import BadRow, Row, read_manifest
-from chroma_jax.model.chroma import ChromaModel
+from chroma_jax.model.chroma import random_model
 from chroma_jax.model.codec import Codec
 from chroma_jax.model.codec.quantizer import ResidualQuantizer
 from chroma_jax.model.codec.seanet import shrink
@@ -86,7 +86,7 @@ def create(
     backend = train_tokenizer([*_FRAME_TEXTS, *_texts(rows)], vocab_size)
     config = with_vocabulary(sizes, backend)
     say(f"tokenizer: {backend.get_vocab_size()} tokens, learned from the texts of {len(rows)} rows")
-    model = _random_model(config, seed)
+    model = random_model(config, seed)
     codec, bits = fit_codebooks(
         model.codec, _waves(rows, config, codebook_seconds), np.random.default_rng(seed)
     )
@@ -102,13 +102,6 @@ def create(
     size = sum(leaf.size for leaf in jax.tree.leaves(model))
     say(f"{out}: {size:,} random weights; nothing in it can speak yet")
     return config
-
-
-def _random_model(config: ChromaConfig, seed: int) -> ChromaModel:
-    # A program that draws each parameter runs once: on a CPU, to optimise it takes half a minute and gains nothing.
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    make = jax.jit(lambda key: ChromaModel(config, rngs=nnx.Rngs(key)), compiler_options=options)
-    return make(jax.random.key(seed))
 
 
 def _texts(rows: Sequence[Row]) -> Iterator[str]:

@@ -57,6 +57,16 @@ def test_create_directly(accelerator, runtime):
     )
 
 
+def test_a_newer_generation_in_a_zone_for_accelerators():
+    """Both were refused by their spelling; the runtime of a generation that is not known here must be named."""
+    where = ["--name=chroma", "--zone=us-south1-ai1b"]
+    kind = ["--accelerator=tpu7x-64", "--runtime=some-runtime"]
+    (line,) = shown("tpu_pod", "create", *where, *kind, "--direct", "--dry_run")
+    assert line == (
+        f"{TPUS} tpu-vm create chroma --zone=us-south1-ai1b --accelerator-type=tpu7x-64 --version=some-runtime"
+    )
+
+
 def test_create_several_slices():
     (line,) = shown("tpu_pod", "create", *POD, "--slices=4", "--runtime=own", "--dry_run")
     assert "--runtime-version=own --node-count=4 --node-prefix=chroma" in line
@@ -202,7 +212,9 @@ MISTAKES = {
     "required: --name, --zone": ["wait"],
     "--zone must be as in us-east5-b, got 'us east'": ["wait", "--name=a", "--zone=us east"],
     "lower-case letters, digits and hyphens": ["wait", "--name=My Pod", "--zone=us-east5-b"],
-    "--accelerator must be one of v4, v5litepod, v5p, v6e and a size, as in v6e-64, got 'v5e-16'": ["create", *WHERE, "--accelerator=v5e-16"],
+    "--accelerator must be a generation and a size, as in v6e-64, got 'v6e'": ["create", *WHERE, "--accelerator=v6e"],
+    "--accelerator=v5e-16: the runtimes known here are for v4, v5litepod, v5p, v6e; for": ["create", *WHERE, "--accelerator=v5e-16"],
+    "--accelerator=tpu7x-64: the runtimes known": ["create", *WHERE, "--accelerator=tpu7x-64"],
     "not allowed with": ["create", *POD, "--spot", "--reserved"],
     "several slices need queued resources": ["create", *POD, "--slices=2", "--direct"],
     "--gcloud wants a flag": ["create", *POD, "--gcloud=network"],
