@@ -12,7 +12,7 @@ import types
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import (
+from random_checkpoints import (
     GOLDEN,
     assert_same_model,
     mixed_dtype,

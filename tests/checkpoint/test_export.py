@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import (
+from random_checkpoints import (
     GOLDEN,
     assert_same_model,
     assert_same_tensors,

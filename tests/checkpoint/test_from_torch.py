@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import (
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from random_checkpoints import (
     GOLDEN,
     assert_same_model,
     mixed_dtype,
@@ -15,8 +17,6 @@ from conftest import (
     read_checkpoint,
     write_checkpoint,
 )
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from chroma_jax.checkpoint import CheckpointError, convert, export, load_torch, params
 from chroma_jax.config import hf, tiny

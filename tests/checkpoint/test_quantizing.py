@@ -2,8 +2,8 @@
 
 import jax
 import pytest
-from conftest import GOLDEN, assert_same_model, random_ours
 from jax.sharding import PartitionSpec as P
+from random_checkpoints import GOLDEN, assert_same_model, random_ours
 from training import small_training
 
 from chroma_jax import sharding

@@ -8,9 +8,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import assert_same_tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_checkpoints import assert_same_tensors
 
 from chroma_jax.checkpoint.safetensors_io import (
     DTYPES,

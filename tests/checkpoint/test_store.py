@@ -8,9 +8,9 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from conftest import GOLDEN, assert_same_model, random_ours
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from random_checkpoints import GOLDEN, assert_same_model, random_ours
 
 from chroma_jax.checkpoint import (
     CheckpointError,

@@ -6,8 +6,13 @@ import types
 import huggingface_hub
 import numpy as np
 import pytest
-from conftest import assert_same_tensors, random_tensors, read_checkpoint, write_checkpoint
 from huggingface_hub import errors
+from random_checkpoints import (
+    assert_same_tensors,
+    random_tensors,
+    read_checkpoint,
+    write_checkpoint,
+)
 
 from chroma_jax.checkpoint.torch_files import open_torch, resolve_source, side_files
 from chroma_jax.checkpoint.torch_table import CheckpointError

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import GOLDEN, random_tensors
+from random_checkpoints import GOLDEN, random_tensors
 
 from chroma_jax.checkpoint import params
 from chroma_jax.checkpoint.torch_table import (
