@@ -1,6 +1,8 @@
 r"""Judges speech and dialogue: one task a call, named first.
 
     python -m chroma_jax.evaluate speech --list=meta.lst --wavs=DIR --out=RESULTS       scores sounds that lie there
+    python -m chroma_jax.evaluate speech --list=meta.lst --checkpoint=DIR --out=RESULTS the same, spoken by Chroma
+    python -m chroma_jax.evaluate dialogue --questions=Q.jsonl --checkpoint=DIR --out=RESULTS
     python -m chroma_jax.evaluate listening --first=DIR --second=DIR --names=ours,theirs --out=SHEET      makes a page
     python -m chroma_jax.evaluate listening --key=SHEET/key.csv --answers=A.csv,B.csv --system=ours --out=RESULTS
     python -m chroma_jax.evaluate report --results=RESULTS,OTHERS --out=report.html     one page with tables and plots
@@ -20,6 +22,7 @@ from collections.abc import Callable
 from absl import flags
 
 from chroma_jax import cli
+from chroma_jax.evaluation.lists import digest
 
 
 class _Define:
@@ -59,6 +62,49 @@ def _ears(given: flags.FlagValues):
     return Ears(Names(given.words, given.speaker, given.mos), given.language)
 
 
+def _model_flags(define: _Define) -> None:
+    define.path("checkpoint", None, "directory (Hub layout or converted) or Hub id of the weights")
+    define.choice("dtype", None, ["float32", "bfloat16", "float16"], "default as stored")
+    define.choice("quantize", None, ["int8", "fp8"], "hold kernels in eight bits; default as stored")  # fmt: skip
+    define.number("max_seconds", 30.0, "longest speech")
+    define.number("temperature", 0.0, "of the speech codes; 0 is greedy")
+    define.integer("top_k", 0, "keep the k likeliest speech codes; 0 keeps all")
+    define.number("text_temperature", 0.0, "of the text; 0 is greedy")
+    define.path("voice", None, "a recording to speak like, where the list has none")
+    define.string("voice_text", None, "exactly what it says")
+
+
+def _voice(given: flags.FlagValues) -> tuple[pathlib.Path, str] | None:
+    """The voice for all, checked."""
+    if bool(given.voice) != bool(given.voice_text):
+        raise cli.CommandError("--voice and --voice_text go together: a recording and what it says")
+    if not given.voice:
+        return None
+    from chroma_jax import Voice
+
+    Voice(given.voice, given.voice_text)
+    return pathlib.Path(given.voice), given.voice_text
+
+
+def _how(given: flags.FlagValues) -> dict:
+    """The settings that what is spoken depends on."""
+    names = ("checkpoint", "dtype", "quantize", "max_seconds", "temperature", "top_k", "text_temperature", "voice", "seed")  # fmt: skip
+    return {k: given[k].value for k in names if given[k].value is not None}
+
+
+def _speaker(given: flags.FlagValues):
+    from chroma_jax import Chroma, Sampling, TokenSampling
+    from chroma_jax.evaluation.speaking import Speaker
+
+    sampling = Sampling(
+        temperature=given.temperature,
+        top_k=given.top_k,
+        text=TokenSampling(temperature=given.text_temperature),
+    )
+    chroma = Chroma.from_pretrained(given.checkpoint, dtype=given.dtype, quantize=given.quantize)
+    return Speaker(chroma, max_seconds=given.max_seconds, sampling=sampling, seed=given.seed)
+
+
 def _say(summary: dict) -> None:
     from chroma_jax.evaluation import tables
 
@@ -70,10 +116,13 @@ def _say(summary: dict) -> None:
 
 def _speech_flags(define: _Define) -> None:
     define.path("list", None, "meta.lst (2 to 5 fields between |) or JSONL of what is spoken")
-    define.path("wavs", None, "folder of <name>.wav to score")
+    define.path(
+        "wavs", None, "folder of <name>.wav to score, instead of a checkpoint that makes them"
+    )
     define.path("out", None, "folder of the results")
     define.string("system", None, "what the table calls it; default the folder's name")
-    define.integer("seed", 0, "of the intervals", lower_bound=0)
+    define.integer("seed", 0, "of the intervals and of what is spoken", lower_bound=0)
+    _model_flags(define)
     _judge_flags(define)
 
 
@@ -81,19 +130,74 @@ def _speech(given: flags.FlagValues) -> None:
     from chroma_jax.evaluation import speech
     from chroma_jax.evaluation.lists import read_list
 
-    _wanted(given, "list", "out", "wavs")
-    path, wavs = pathlib.Path(given.list), pathlib.Path(given.wavs)
-    speech.check_texts(read_list(path), given.language, given.list)
+    _wanted(given, "list", "out")
+    if bool(given.wavs) == bool(given.checkpoint):
+        raise cli.CommandError(
+            "no --wavs: name a folder of sounds, or a --checkpoint that makes them"
+            if not given.wavs
+            else "--wavs and --checkpoint exclude each other"
+        )
+    path, out = pathlib.Path(given.list), pathlib.Path(given.out)
+    items = read_list(path)
+    speech.check_texts(items, given.language, given.list)
+    voice = _voice(given)
+    ears = _ears(given)  # a judge that is missing is told before any speech is made
+    how, codec, wavs = None, None, pathlib.Path(given.wavs) if given.wavs else out / "wavs"
+    if given.checkpoint:
+        speaker = _speaker(given)
+        how = _how(given)
+        ended = speech.make(items, out, speaker, how | {"list": digest(path)}, voice)
+        how, codec = how | {"ended by": ended}, speaker.through_codec
     summary = speech.run(
         path,
         wavs,
-        pathlib.Path(given.out),
-        _ears(given),
-        system=given.system or wavs.resolve().name,
+        out,
+        ears,
+        system=given.system or pathlib.Path(given.wavs or given.checkpoint).resolve().name,
+        how=how,
+        codec=codec,
         seed=given.seed,
         workers=given.workers,
     )
     _say(summary)
+
+
+# --- dialogue -------------------------------------------------------------------------------------------------------------
+
+
+def _dialogue_flags(define: _Define) -> None:
+    define.path(
+        "questions", None, "JSONL: id, question (a sound) or question_text, answer, rule, ..."
+    )
+    define.path("out", None, "folder of the results")
+    define.string("system", None, "what the table calls it; default the checkpoint's name")
+    define.integer("seed", 0, "of the answers and the intervals", lower_bound=0)
+    _model_flags(define)
+    _judge_flags(define)
+
+
+def _dialogue(given: flags.FlagValues) -> None:
+    from chroma_jax.evaluation import dialogue
+
+    _wanted(given, "questions", "checkpoint", "out")
+    path = pathlib.Path(given.questions)
+    questions = dialogue.read_questions(path)
+    source = {"name": path.name, "digest": digest(path), "n": len(questions)}
+    _say(dialogue.run(questions, pathlib.Path(given.out), source=source, **_asked(given)))
+
+
+def _asked(given: flags.FlagValues) -> dict:
+    """What all tasks that ask Chroma give to `dialogue.run`: the voice and the judges are checked before the weights are read."""
+    voice, ears = _voice(given), _ears(given)
+    return dict(
+        speaker=_speaker(given),
+        ears=ears,
+        system=given.system or pathlib.Path(given.checkpoint).name,
+        how=_how(given),
+        voice=voice,
+        seed=given.seed,
+        workers=given.workers,
+    )
 
 
 # --- listening ------------------------------------------------------------------------------------------------------------
@@ -167,6 +271,7 @@ def _report(given: flags.FlagValues) -> None:
 
 TASKS: dict[str, tuple[Callable, Callable]] = {
     "speech": (_speech_flags, _speech),
+    "dialogue": (_dialogue_flags, _dialogue),
     "listening": (_listening_flags, _listening),
     "report": (_report_flags, _report),
 }

@@ -13,6 +13,7 @@ from chroma_jax.evaluation.judges import similarity
 from chroma_jax.evaluation.lists import Item, digest, read_list
 from chroma_jax.evaluation.results import Results
 from chroma_jax.evaluation.scoring import Ears
+from chroma_jax.evaluation.speaking import Speaker
 
 _MOST_SPEAKERS = 20  # that a table of their own is made for
 OTHERS = 4  # speakers that each prompt is compared with, for the floor
@@ -23,6 +24,55 @@ def check_texts(items: list[Item], language: str, where: str) -> None:
     for item in items:
         if not text.seed_tts(item.text, language).split():
             raise ValueError(f"{where}: the text of {item.name} has no words: {item.text[:60]!r}")
+
+
+def make(
+    items: list[Item],
+    folder: pathlib.Path,
+    speaker: Speaker,
+    setup: dict[str, Any],
+    voice: tuple[pathlib.Path, str] | None = None,
+) -> dict[str, int]:
+    """Has every text said that is not yet: `folder/wavs/<name>.wav`. A run that was stopped goes on.
+
+    `voice`, a recording and what it says, is for items without a prompt. What the model refuses is a missing sound, and its reason
+    stands in `folder/made/items.jsonl`. Returns how many ended by which reason ("stop" is the only one that a listener wants).
+    Raises ValueError for an item that has no voice.
+    """
+    from chroma_jax import Voice
+
+    by_name = {item.name: item for item in items}
+    for item in items:
+        if not (item.prompt and item.prompt_text) and not voice:
+            raise ValueError(
+                f"{item.name} has no prompt with its text: give a voice for all with --voice and --voice_text"
+            )
+    voices: dict[tuple, Voice] = {}
+
+    def path_of(name: str) -> pathlib.Path:
+        return folder / "wavs" / f"{name}.wav"
+
+    def work(name: str) -> dict[str, Any]:
+        item = by_name[name]
+        given = (item.prompt, item.prompt_text) if item.prompt and item.prompt_text else voice
+        if given not in voices:
+            voices[given] = Voice(*given)
+        try:
+            spoken = speaker.say(item.text, voices[given], name)
+            save_wav(path_of(name), spoken.audio, spoken.rate)
+        except ValueError as e:
+            return {"finish_reason": "refused", "why": str(e)}
+        return spoken.described()
+
+    (folder / "wavs").mkdir(parents=True, exist_ok=True)
+    rows = Results(folder / "made", setup).fill(
+        list(by_name),
+        work,
+        title="speaking",
+        stale=lambda r: r["finish_reason"] != "refused" and not path_of(r["key"]).is_file(),
+    )
+    reasons = [r["finish_reason"] for r in rows]
+    return {reason: reasons.count(reason) for reason in sorted(set(reasons))}
 
 
 def run(
@@ -161,7 +211,10 @@ def _summary(
         *([f"{long} sounds are longer than the {scoring.WINDOW} s that the ASR hears."] if long else []),
     ]  # fmt: skip
     if setup["made"]:
-        note.append("How it was made: " + ", ".join(f"{k} {v}" for k, v in setup["made"].items()))
+        how = ", ".join(f"{k} {v}" for k, v in setup["made"].items())
+        note.append(
+            f"How it was made: {how}. The Reasoner's text was forced to the target; its states are computed on it."
+        )
     return {
         **setup,
         **scoring.plain(found["system"]),

@@ -31,7 +31,7 @@ class WavlmConfig:
     conv_stride: tuple[int, ...]
     num_conv_pos_embeddings: int
     num_conv_pos_embedding_groups: int
-    num_buckets: int
+    num_buckets: int  # 0 for attention without a relative bias, as wav2vec 2.0's
     max_bucket_distance: int
     layer_norm_eps: float
     do_stable_layer_norm: bool  # norms before each block, and one at the end
@@ -117,7 +117,8 @@ def arrange(tensors: dict[str, np.ndarray], cfg: WavlmConfig) -> Weights:
     norm = np.sqrt((direction.astype(np.float64) ** 2).sum((0, 1), keepdims=True))
     weights["position"] = (size * direction / norm).astype(np.float32).transpose(2, 1, 0)
     weights["position.bias"] = take(f"{position}.bias")
-    weights["relative"] = take("encoder.layers.0.attention.rel_attn_embed.weight")
+    if cfg.num_buckets:
+        weights["relative"] = take("encoder.layers.0.attention.rel_attn_embed.weight")
     inner = sorted({n.split(".", 3)[3] for n in named if n.startswith("encoder.layers.")})
     for name in inner:
         stack = [take(f"encoder.layers.{i}.{name}") for i in range(cfg.num_hidden_layers)]
@@ -162,7 +163,9 @@ def weighted_states(
     x = x + jax.nn.gelu(near + weights["position.bias"], approximate=False)
     if not cfg.do_stable_layer_norm:
         x = _layer_norm(x, weights, "encoder.layer_norm", cfg.layer_norm_eps)
-    bias = weights["relative"][_buckets(len(x), cfg)]  # [T, T, H]
+    bias = None
+    if cfg.num_buckets:
+        bias = weights["relative"][_buckets(len(x), cfg)]  # [T, T, H]
     layers = {k.removeprefix("layers."): v for k, v in weights.items() if k.startswith("layers.")}
 
     def step(carry, layer):
@@ -215,7 +218,9 @@ def moments(x: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.Array]:
     return mean, jnp.where(inside, (x - mean) ** 2, 0).sum(0) / length
 
 
-def _layer(x, layer: Weights, cfg: WavlmConfig, bias: jax.Array, inside: jax.Array) -> jax.Array:
+def _layer(
+    x, layer: Weights, cfg: WavlmConfig, bias: jax.Array | None, inside: jax.Array
+) -> jax.Array:
     norm = functools.partial(_layer_norm, weights=layer, eps=cfg.layer_norm_eps)
     if cfg.do_stable_layer_norm:
         x = x + _attend(norm(x, name="layer_norm"), layer, cfg, bias, inside)
@@ -224,15 +229,18 @@ def _layer(x, layer: Weights, cfg: WavlmConfig, bias: jax.Array, inside: jax.Arr
     return norm(x + _feed_forward(x, layer), name="final_layer_norm")
 
 
-def _attend(x, layer: Weights, cfg: WavlmConfig, bias: jax.Array, inside: jax.Array) -> jax.Array:
+def _attend(
+    x, layer: Weights, cfg: WavlmConfig, bias: jax.Array | None, inside: jax.Array
+) -> jax.Array:
     """Self-attention whose relative bias each query gates by its own state."""
     heads = cfg.num_attention_heads
     q, k, v = (_linear(x, layer, f"attention.{n}_proj").reshape(len(x), heads, -1) for n in "qkv")
-    gates = _linear(x.reshape(len(x), heads, -1), layer, "attention.gru_rel_pos_linear")
-    a, b = jnp.moveaxis(jax.nn.sigmoid(gates.reshape(len(x), heads, 2, 4).sum(-1)), -1, 0)
-    gate = a * (b * layer["attention.gru_rel_pos_const"].reshape(heads) - 1.0) + 2.0  # [T, H]
     scores = jnp.einsum("TND,SND->NTS", q, k, precision=_HIGHEST) * q.shape[-1] ** -0.5
-    scores += gate.T[:, :, None] * jnp.moveaxis(bias, -1, 0)
+    if bias is not None:
+        gates = _linear(x.reshape(len(x), heads, -1), layer, "attention.gru_rel_pos_linear")
+        a, b = jnp.moveaxis(jax.nn.sigmoid(gates.reshape(len(x), heads, 2, 4).sum(-1)), -1, 0)
+        gate = a * (b * layer["attention.gru_rel_pos_const"].reshape(heads) - 1.0) + 2.0  # [T, H]
+        scores += gate.T[:, :, None] * jnp.moveaxis(bias, -1, 0)
     scores = jnp.where(inside, scores, -jnp.inf)
     out = jnp.einsum("NTS,SND->TND", jax.nn.softmax(scores, -1), v, precision=_HIGHEST)
     return _linear(out.reshape(x.shape), layer, "attention.out_proj")
