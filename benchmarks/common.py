@@ -37,7 +37,7 @@ from chroma_jax.audio.batch import Inputs, normalize_inputs  # noqa: E402
 from chroma_jax.config import ChromaConfig, LlamaConfig, presets  # noqa: E402
 from chroma_jax.engine import caches, programs  # noqa: E402
 from chroma_jax.engine.sampling import Sampling  # noqa: E402
-from chroma_jax.engine.state import BeatState, Prompt, row_axis  # noqa: E402
+from chroma_jax.engine.state import BeatState, Prompt, row_axes  # noqa: E402
 from chroma_jax.model.chroma import ChromaModel, abstract_model  # noqa: E402
 from chroma_jax.model.flat import FlatModule  # noqa: E402
 from chroma_jax.model.unstacked import arranged  # noqa: E402
@@ -242,14 +242,14 @@ class Live:
     ):
         self.subject, self.audio = subject, audio
         rows = len(prompt.lengths)
-        self.room = caches.room_of(subject.config, prompt, frames, grow=grow)
+        self.ledger = caches.ledger_of(subject.config, prompt, frames, grow=grow)
         self.state = programs.begin(
-            subject.flat, prompt, frames, [Sampling()] * rows, [0] * rows, self.room.sizes()
+            subject.flat, prompt, frames, [Sampling()] * rows, [0] * rows, self.ledger.sizes()
         )
 
     def beat(self) -> Any:
         """One beat of every row, its samples on the host."""
-        state = self.room.make(self.state)
+        state = self.ledger.make(self.state)
         self.state, out = programs.beat(self.subject.flat, state, audio=self.audio)
         return jax.device_get(out)
 
@@ -272,7 +272,7 @@ def widen(state: BeatState, rows: int) -> BeatState:
 
     @functools.partial(jax.jit, static_argnums=1)
     def repeat(state, rows):
-        return jax.tree.map(lambda x: jnp.repeat(x, rows, axis=row_axis(x)), state)
+        return jax.tree.map(lambda x, axis: jnp.repeat(x, rows, axis), state, row_axes(state))
 
     return repeat(state, rows)
 

@@ -134,7 +134,7 @@ def memory(subject: Subject, report: Report, args: argparse.Namespace) -> None:
         before = common.memory_in_use()
         live = Live(subject, prompt, frames, grow=False)
         state = common.widen(live.state, count)
-        sizes, live = live.room.limits, None
+        sizes, live = live.ledger.limits, None
         state = jax.block_until_ready(state)
         counted = {
             "Reasoner's cache": common.cache_bytes(config.reasoner.text, count, sizes.reasoner),

@@ -80,7 +80,7 @@ def first_sound(subject: Subject, report: Report, args: argparse.Namespace) -> N
         if not len(chunk.audio):
             raise ValueError("the first beat made no sound")
         # The beat after it is under way: the next measurement begins when it is done.
-        jax.block_until_ready(stream._state)
+        jax.block_until_ready(stream._batch._state)
         stream.close()
         return seconds
 
@@ -95,7 +95,7 @@ def first_sound(subject: Subject, report: Report, args: argparse.Namespace) -> N
         for packet in packets:
             listening.push(packet, 16000)
         # In life this work is done while the speaker goes on.
-        jax.block_until_ready(listening._cache)
+        jax.block_until_ready(listening._prefill._cache)
         spoken = time.perf_counter()
         listening.push(last, 16000)
         return first_chunk(listening.stream(max_seconds=10.0), spoken), spoken - start
@@ -188,7 +188,7 @@ def table_4(subject: Subject, report: Report, args: argparse.Namespace) -> None:
     repeats = 3 if args.quick else 20
     live = Live(subject, prompt, 2 * beats, grow=False)
     state = live.state
-    sizes = live.room.limits
+    sizes = live.ledger.limits
     middle = state._replace(
         reasoner=state.reasoner._replace(length=state.reasoner.length + beats // 2),
         backbone=state.backbone._replace(length=state.backbone.length + 2 * beats),

@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
         state = jax.block_until_ready(live.state)
         start = time.perf_counter()
         for _ in range(calls):
-            state = live.room.make(state, programs.BEATS_PER_CALL)
+            state = live.ledger.make(state, programs.BEATS_PER_CALL)
             state, out = programs.decode(subject.flat, state, programs.BEATS_PER_CALL)
             jax.device_get(out)
         whole = (time.perf_counter() - start) / (calls * each)

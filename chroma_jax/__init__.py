@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from chroma_jax.audio.chat import Turn
     from chroma_jax.config import ChromaConfig
     from chroma_jax.engine.sampling import Sampling, TokenSampling
+    from chroma_jax.engine.warmup import compilation_cache
     from chroma_jax.generation.session import Chroma, Chunk, Reply, Voice
-    from chroma_jax.generation.warmup import compilation_cache
     from chroma_jax.model.quantized import quantize
 
 __version__ = "0.1.0"
@@ -24,7 +24,7 @@ _HOMES = {
     "TokenSampling": "chroma_jax.engine.sampling",
     "Turn": "chroma_jax.audio.chat",
     "Voice": "chroma_jax.generation.session",
-    "compilation_cache": "chroma_jax.generation.warmup",
+    "compilation_cache": "chroma_jax.engine.warmup",
     "quantize": "chroma_jax.model.quantized",
 }
 

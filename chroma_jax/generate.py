@@ -3,7 +3,8 @@ r"""Answers a question in a voice, and writes what it says.
     python -m chroma_jax.generate --checkpoint=DIR_OR_HUB_ID --question=question.wav \
         --voice=reference.wav --voice_text="What the reference says." --out=reply.wav
 
-The text appears on standard output as it is spoken; the reply is written also when nobody reads it (`| head`). The question may also be --text. A checkpoint is a directory of the Hub's layout, one made
+The text appears on standard output as it is spoken; the reply is written also when nobody reads it (`| head`). The question may also
+be --text. With --say="WORDS" these words are spoken, whatever the question is, and there need not be one. A checkpoint is a directory of the Hub's layout, one made
 by `python -m chroma_jax.convert`, or a Hub id. Exit code 2 and one line on standard error for anything that you can mend.
 """
 
@@ -43,6 +44,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
         None,
         "the question as text; with --question, what follows the sound in the same turn",
     )
+    string("say", None, "words to speak instead of an answer of the model's own")
     path("voice", None, "sound file with the reference voice, or a voice saved as .npz")
     string("voice_text", None, "exactly what the reference voice says")
     path("out", None, "WAV file to write")
@@ -131,23 +133,28 @@ def main(given: flags.FlagValues = flags.FLAGS) -> None:
     """Reads the flags, checks all of the input, answers, writes, reports."""
     from chroma_jax import Turn
     from chroma_jax.audio.wav import check_output
-    from chroma_jax.generation.session import check_request
-    from chroma_jax.generation.warmup import compilation_cache, compile_request
+    from chroma_jax.engine.request import check_request
+    from chroma_jax.engine.warmup import compilation_cache, compile_request
+    from chroma_jax.generation.reply import ReplyStream
 
     # Everything that can be wrong with the call, before the weights are read.
     if bool(given.checkpoint) == bool(given.config):
         raise cli.CommandError(
             _WHERE if not given.checkpoint else "--checkpoint and --config exclude each other"
         )
-    if not (given.question or given.text):
-        raise cli.CommandError("no question: give --question=FILE (sound), --text=TEXT, or both")
+    if not (given.question or given.text or given.say is not None):
+        raise cli.CommandError(
+            "no question: give --question=FILE (sound), --text=TEXT, or both; or --say=TEXT"
+        )
     if not given.out:
         raise cli.CommandError("no --out: name the WAV file to write")
     check_output(given.out, inputs=[given.question, given.voice])
     sampling, voice = _sampling(given), _voice(given)
-    question = Turn(audio=given.question, text=given.text)
+    question = None
+    if given.question or given.text:
+        question = Turn(audio=given.question, text=given.text)
     processor = _processor(given)
-    check_request(processor, question, voice, given.max_seconds, given.system_prompt)
+    check_request(processor, question, voice, given.max_seconds, given.system_prompt, given.say)
 
     if given.compilation_cache != "":
         try:
@@ -157,25 +164,25 @@ def main(given: flags.FlagValues = flags.FLAGS) -> None:
                 raise  # by default there is one where there can be one
     start = time.perf_counter()
     chroma = _chroma(given, processor)
-    request = dict(
-        voice=voice,
-        max_seconds=given.max_seconds,
-        sampling=sampling,
-        seed=given.seed,
-        system_prompt=given.system_prompt,
-    )
+
+    def request():
+        return chroma.engine.request(
+            question,
+            voice,
+            given.max_seconds,
+            sampling,
+            given.seed,
+            given.system_prompt,
+            say=given.say,
+        )
+
     loaded = time.perf_counter()
     # Encodes the voice, and compiles all that the reply will run.
-    compile_request(
-        chroma,
-        chroma.request(
-            question, voice, given.max_seconds, sampling, given.seed, given.system_prompt
-        ),
-    )
+    compile_request(chroma.engine, request())
     ready = time.perf_counter()
 
     first_sound = None
-    with chroma.stream(question, **request) as stream:
+    with ReplyStream(chroma.engine, request()) as stream:
         for chunk in stream:
             if first_sound is None and len(chunk.audio):
                 first_sound = time.perf_counter() - ready

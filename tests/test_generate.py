@@ -91,6 +91,14 @@ def test_text_alone_is_a_question(request_flags, golden, voice):
     assert len(load_audio(request_flags["out"], 24000)) == 7 * 1920
 
 
+def test_words_are_said(request_flags, golden, voice, capsys):
+    call(**(request_flags | {"question": None}), say="Good morning.", seed=2)
+    want = golden.say("Good morning.", voice=voice, max_seconds=0.5, seed=2)
+    assert capsys.readouterr().out == want.text + "\n"
+    written = load_audio(request_flags["out"], 24000)
+    np.testing.assert_allclose(written, np.clip(want.audio, -1, 1), rtol=0, atol=1e-4)
+
+
 BAD = {
     "no_checkpoint": (dict(checkpoint=None), "FlashLabs/Chroma-4B"),
     "both_checkpoint_and_config": (dict(config="tiny"), "exclude each other"),
@@ -115,6 +123,10 @@ BAD = {
     "temperature": (dict(temperature=-1.0), "temperature"),
     "too_many_seconds": (dict(max_seconds=1000.0), "max_seconds 1000.0 is 12500 frames"),
     "question_too_long": (dict(text="word " * 900), "question too long"),
+    "endless_seconds": (dict(max_seconds=float("inf")), "max_seconds must be a positive, finite"),
+    "top_k_beyond_int32": (dict(top_k=2**31), "top_k must be a whole number"),
+    "nothing_to_say": (dict(say=" "), "nothing to say"),
+    "too_much_to_say": (dict(say="word " * 900), "too much to say"),
     "missing_directory": (dict(checkpoint="./absent"), "absent"),
 }
 

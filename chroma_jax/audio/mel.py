@@ -155,12 +155,9 @@ class MelStream:
 
     def push(self, samples: np.ndarray) -> None:
         """The next samples [n]. Raises AudioError when the clip becomes longer than `config.max_seconds`; then nothing is taken in."""
-        config, half = self.config, self.config.n_fft // 2
+        half = self.config.n_fft // 2
         total = self.num_samples + len(samples)
-        if total > config.max_samples:
-            raise AudioError(
-                f"{self._name}: {total / config.sampling_rate:.1f} s long, the longest the model hears is {config.max_seconds} s"
-            )
+        self.check_length(total)
         self._wave = np.concatenate([self._wave, np.asarray(samples, np.float64)])
         begins = self.num_samples <= half < total
         self.num_samples = total
@@ -168,6 +165,14 @@ class MelStream:
             self._wave = np.concatenate([self._wave[half:0:-1], self._wave])
         if total > half:
             self._transform()
+
+    def check_length(self, num_samples: int) -> None:
+        """Raises AudioError where a clip of so many samples is longer than `config.max_seconds`."""
+        config = self.config
+        if num_samples > config.max_samples:
+            raise AudioError(
+                f"{self._name}: {num_samples / config.sampling_rate:.1f} s long, the longest the model hears is {config.max_seconds} s"
+            )
 
     def finish(self) -> None:
         """Nothing follows but the silence up to `config.max_seconds`."""

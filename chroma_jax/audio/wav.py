@@ -86,6 +86,23 @@ class AudioStream:
 
         Raises AudioError as `load_audio`, and when the rate changes; then nothing is taken in.
         """
+        samples, rate, channels = self._checked(samples, rate)
+        if self._from is None and rate != self._to:
+            self._resampler = soxr().ResampleStream(
+                rate, self._to, 1, dtype="float32", quality="HQ"
+            )
+        self._from, self._channels = rate, channels
+        return self._resampler.resample_chunk(samples) if self._resampler else samples
+
+    def check(self, samples: ArrayLike, rate: int) -> tuple[int, int]:
+        """How many samples these are at their own rate, and that rate, if `push` would take them; it changes nothing.
+
+        Raises AudioError as `push`.
+        """
+        samples, rate, _ = self._checked(samples, rate)
+        return len(samples), rate
+
+    def _checked(self, samples: ArrayLike, rate: int) -> tuple[np.ndarray, int, int | None]:
         samples = _as_array(samples, self._name)
         channels = self._channels
         if samples.size:
@@ -97,12 +114,7 @@ class AudioStream:
             samples, rate = np.zeros(0, np.float32), check_rate(rate, self._name)
         if self._from not in (None, rate):
             raise AudioError(f"{self._name}: the rate was {self._from} Hz, and is now {rate}")
-        if self._from is None and rate != self._to:
-            self._resampler = soxr().ResampleStream(
-                rate, self._to, 1, dtype="float32", quality="HQ"
-            )
-        self._from, self._channels = rate, channels
-        return self._resampler.resample_chunk(samples) if self._resampler else samples
+        return samples, rate, channels
 
     def finish(self) -> np.ndarray:
         """What was held back to be told with what would follow."""

@@ -1,101 +1,73 @@
-"""Many live replies in one running batch: rows join and leave without recompiling, and none disturbs another.
+"""The running batch: every reply is a row of one. Rows join, rest, fail and leave, and none disturbs another.
 
-    batch = StreamBatch(chroma, slots=16)
-    batch.warmup(voice=voice)                    # once, before anybody waits
+    batch = RunningBatch(engine, slots=16)
     stream = batch.admit("question.wav", voice=voice, sampling=Sampling(temperature=0.7), seed=1)
     while batch.busy:
         for stream in batch.step():              # one beat, 160 ms of sound, of every stream in a slot
             for chunk in stream.take(): ...      # what it has made and nobody has taken yet
     batch.cancel(stream)
 
-This is the engine under a server: it owns no thread and no clock. Every stream gives exactly the frames that it gives alone.
+It owns no thread and no clock; `worker.Worker` gives it a thread. Its methods may be called from any
+thread: one steps, the others admit, take, write and cancel without waiting for the device.
+Every stream gives what it gives alone: exactly its frames in float32 on one kind of device. In bfloat16
+batches of different sizes round differently, and replies may part after a while; but a row never depends
+on who else is in the batch.
 """
 
 from __future__ import annotations
 
 import collections
-import dataclasses
-import functools
+import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from chroma_jax import schedule
-from chroma_jax.audio.batch import bucket
 from chroma_jax.audio.chat import Conversation
-from chroma_jax.engine import beat as beats
-from chroma_jax.engine import caches, programs
-from chroma_jax.engine import state as states
+from chroma_jax.engine import caches, prefill, programs, warmup
 from chroma_jax.engine.caches import CacheLedger, CacheSizes
-from chroma_jax.engine.request import Request
+from chroma_jax.engine.engine import Engine
+from chroma_jax.engine.prefill import Kept, Prefill
+from chroma_jax.engine.request import Request, begin_together
 from chroma_jax.engine.sampling import Sampling, is_plainly_greedy
+from chroma_jax.engine.script import PLACES, Prompter, Script
 from chroma_jax.engine.state import Beat, BeatState, Finish
-from chroma_jax.generation.session import Chroma, Chunk, Reply, Voice
-from chroma_jax.generation.warmup import beginnings
+from chroma_jax.engine.stream import Stream
+from chroma_jax.engine.voice import Voice
 
-_beat = programs.jitted(beats.beat, donate_argnums=1)
-_insert_row = jax.jit(states.insert_row, donate_argnums=0)
-_end_rows = jax.jit(states.end_rows, donate_argnums=0)
+BEATS_PER_CALL = 16  # of a reply that nobody waits for
 
 
 class BatchFull(RuntimeError):  # noqa: N818
     """No free slot, and no room in the queue: try again later."""
 
 
-@dataclasses.dataclass(eq=False)
-class Stream:
-    """One reply of a `StreamBatch`: first in the queue, then in a slot, then done."""
+class _Flight(NamedTuple):
+    """Beats that are under way."""
 
-    request: Request
-    finish: Finish = Finish.RUNNING
-    _batch: StreamBatch | None = None
-    _decoder: object = None
-    _pending: collections.deque = dataclasses.field(default_factory=collections.deque)
-    _taken: list[Chunk] = dataclasses.field(default_factory=list)
-
-    @property
-    def done(self) -> bool:
-        """Whether nothing more will come (what is pending can still be taken)."""
-        return self.finish != Finish.RUNNING
-
-    @property
-    def finish_reason(self) -> str:
-        """ "running", "stop", "length", "context" or "cancelled"."""
-        return programs.finish_name(self.finish)
-
-    @property
-    def num_pending(self) -> int:
-        """Chunks made and not taken."""
-        return len(self._pending)
-
-    def take(self) -> list[Chunk]:
-        """The chunks made since the last call."""
-        chunks = list(self._pending)
-        self._pending.clear()
-        self._taken += chunks
-        return chunks
-
-    def reply(self) -> Reply:
-        """All that has been taken, as one reply."""
-        return self._batch._chroma.join(self._taken, self.finish_reason)
+    out: Beat
+    single: bool  # one beat, whose fields have no leading axis
+    streams: list[Stream | None]  # whose rows they compute; None also for those that rest
 
 
-class StreamBatch:
+class RunningBatch:
     """A fixed number of slots that streams pass through.
 
     Args:
-      chroma: the model and its tokenizer.
+      engine: the model and its processor.
       slots: streams that run at the same time: rows of the batch.
       queue: streams that may wait for a slot.
-      max_pending: chunks that a stream may be ahead of its listener; then its row rests until some are taken.
+      max_pending: chunks that a stream may be ahead of its listener; then its row rests until some are taken. None: any number.
       question_positions: longest question and answer text together, in tokens (25 a second of sound).
       positions: of the Backbone's cache: voice and answer; default all that the model has.
-      grow: whether the caches start small and grow, up to these two sizes, with the longest stream that is in.
+      grow: whether the caches start small and grow, up to these two sizes, with the longest stream that is in, and shrink again.
       sample_text: whether streams may sample text. Text is greedy in the reference, and sampling it costs a sort of the
         vocabulary per beat for the whole batch.
+      together: questions that are taken in by one program, where as many of one shape wait.
 
     Raises:
       ValueError: a size that is not positive or beyond the model's.
@@ -103,48 +75,107 @@ class StreamBatch:
 
     def __init__(
         self,
-        chroma: Chroma,
+        engine: Engine,
         slots: int,
         *,
         queue: int = 64,
-        max_pending: int = 64,
+        max_pending: int | None = 64,
         question_positions: int = 2048,
         positions: int | None = None,
         grow: bool = True,
         sample_text: bool = False,
+        together: int = 4,
     ):
-        cfg = chroma.config
-        limits = {
+        most = caches.most(engine.config)
+        sizes = {
             "slots": (slots, None),
-            "max_pending": (max_pending, None),
-            "question_positions": (question_positions, cfg.reasoner.text.max_positions),
-            "positions": (positions or cfg.backbone.llama.max_positions, cfg.backbone.llama.max_positions),
-        }  # fmt: skip
-        for name, (value, most) in limits.items():
-            if value < 1 or (most is not None and value > most):
-                raise ValueError(f"{name} must be from 1 to {most or 'any number'}, got {value}")
-        if queue < 0:
-            raise ValueError(f"queue must be at least 0, got {queue}")
-        self._chroma = chroma
+            "max_pending": (1 if max_pending is None else max_pending, None),
+            "question_positions": (question_positions, most.reasoner),
+            "positions": (most.backbone if positions is None else positions, most.backbone),
+            "together": (together, None),
+        }
+        for name, (value, limit) in sizes.items():
+            whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+            if not whole or value < 1 or (limit is not None and value > limit):
+                raise ValueError(f"{name} must be from 1 to {limit or 'any number'}, got {value!r}")
+        if not isinstance(queue, int | np.integer) or queue < 0:
+            raise ValueError(f"queue must be at least 0, got {queue!r}")
+        limits = CacheSizes(question_positions, positions or most.backbone)
+        self._set_up(engine, slots, CacheLedger(limits, slots, grow=grow))
         self._max_pending, self._queue_size = max_pending, queue
-        limits = CacheSizes(question_positions, positions or cfg.backbone.llama.max_positions)
-        self._room, self._grow = CacheLedger(limits, slots, grow=grow), grow
-        self._sampled = ("text", "code0", "codes") if sample_text else ("code0", "codes")
+        self._always = ("text", "code0", "codes") if sample_text else ("code0", "codes")
+        self._forced, self._together = PLACES, together
+        self._pausing = True
+
+    @classmethod
+    def begun(
+        cls,
+        engine: Engine,
+        state: BeatState,
+        ledger: CacheLedger,
+        streams: Sequence[Stream],
+        *,
+        audio: bool = True,
+        sink: Callable[[Beat], None] | None = None,
+    ) -> RunningBatch:
+        """A batch of rows that have begun already, and that nobody joins: a reply alone, or arrays.
+
+        Args:
+          engine: the model and its processor.
+          state: of the rows, before their first beat.
+          ledger: of its caches.
+          streams: one for each row.
+          audio: whether sound is made.
+          sink: is given what every call of the device gave.
+        """
+        batch = cls.__new__(cls)
+        batch._set_up(engine, len(streams), ledger)
+        batch._state, batch._audio, batch._sink = state, audio, sink
+        batch._forced = 0 if state.forced is None else PLACES
+        for slot, stream in enumerate(streams):
+            stream.batch, request = batch, stream.request
+            script = request and request.script
+            if script is not None:
+                script.watch(batch.touch)
+            batch._sit(stream, slot, script)
+            stream.request = None
+        return batch
+
+    def _set_up(self, engine: Engine, slots: int, ledger: CacheLedger) -> None:
+        self._engine, self._ledger = engine, ledger
+        self._max_pending, self._queue_size, self._together = None, 0, 1
+        self._always: tuple[str, ...] = ()
+        self._forced = 0  # places for forced tokens in the state
+        self._pausing, self._audio, self._sink = False, True, None
+        # `_stepping` is held by whoever works with the device, `changed` for a moment by everybody.
+        self._stepping = threading.RLock()
+        self.changed = threading.Condition(threading.RLock())
+        self.version = 0  # counts what may give the batch something to do
         self._slots: list[Stream | None] = [None] * slots
+        self._leaving: list[tuple[int, Stream]] = []  # their turns are still to be kept
+        self._to_end = np.zeros(slots, bool)  # rows that run without a stream
         self._queue: collections.deque[Stream] = collections.deque()
+        self._hearing: collections.deque[Prefill] = collections.deque()
+        self._prompter = Prompter(slots, engine.processor.tokenizer, engine.config.im_end_token_id)
         self._state: BeatState | None = None
-        # The beat under way, and whose rows it computes.
-        self._flight: tuple[Beat, list[Stream | None]] | None = None
+        self._flight: _Flight | None = None
+        self._news: list[Stream] = []  # ended outside of a beat
 
     @property
     def busy(self) -> bool:
-        """Whether any stream is in a slot or waits for one."""
-        return bool(self._queue) or any(self._slots)
+        """Whether any stream is in a slot or waits for one, or a question is being taken in."""
+        return bool(self._queue) or any(self._slots) or bool(self._hearing)
 
     @property
     def num_free(self) -> int:
         """Free slots, less the streams that wait for one: negative when there is a queue."""
-        return self._slots.count(None) - len(self._queue)
+        with self.changed:
+            return self._slots.count(None) - len(self._leaving) - len(self._queue)
+
+    @property
+    def limits(self) -> CacheSizes:
+        """The sizes beyond which the caches do not grow."""
+        return self._ledger.limits
 
     def warmup(
         self,
@@ -164,7 +195,7 @@ class StreamBatch:
           question_seconds: longest spoken question; those beyond this batch's sizes are left out, as `admit` refuses them.
           max_seconds: longest answer; None for as long as the context allows.
           system_prompt: as for `admit`.
-          listening: whether questions are also heard by `Chroma.listen`.
+          listening: whether questions are also heard while they are spoken.
 
         Returns:
           Seconds that it took. With `chroma_jax.compilation_cache` the next process takes fewer.
@@ -173,244 +204,449 @@ class StreamBatch:
           ValueError: streams are in (they would wait), no question fits the batch, or as `Chroma.warmup`.
         """
         if self.busy:
-            running = len(self._slots) - self._slots.count(None)
+            running = sum(stream is not None for stream in self._slots)
             raise ValueError(
                 f"a batch is warmed up before its streams: {running} run and {len(self._queue)} wait"
             )
         start = time.perf_counter()
-        # Of streams that have ended; there need not be room for two.
-        self._state = self._flight = None
-        rows: dict[CacheSizes, BeatState] = {}
-        prompts: set[tuple[int, int]] = set()
-        most = 0
-
-        def program(request: Request) -> CacheSizes | None:
-            if self._too_large(request):
-                return None
-            prompts.add((request.question_length, request.voice_length))
-            return self._first_sizes(request)
-
-        for request in beginnings(
-            self._chroma,
-            voice,
-            program,
-            question_seconds=question_seconds,
-            max_seconds=max_seconds,
-            system_prompt=system_prompt,
-            listening=listening,
-        ):
-            sizes = self._first_sizes(request)
-            row = request.begin(self._chroma.flat, sizes, self._sampled)
-            rows.setdefault(sizes, jax.block_until_ready(row))
-            most = max(most, request.max_frames)
-        if not rows:
-            raise ValueError(
-                f"no spoken question fits this batch: it has {self._room.limits.reasoner} positions for questions "
-                f"and {self._room.limits.backbone} for voices and answers"
+        with self._stepping:
+            # Of streams that have ended; there need not be room for two.
+            self._state = self._flight = None
+            beginnings = warmup.beginnings(
+                self._engine,
+                voice,
+                lambda request: None if self._too_large(request) else self._first_sizes(request),
+                question_seconds=question_seconds,
+                max_seconds=max_seconds,
+                system_prompt=system_prompt,
+                listening=listening,
             )
-        # The host knows of a row's end when the next beat runs already; a new row makes room for more than that.
-        beats = -(-most // schedule.FRAMES_PER_TEXT) + 2 + caches.BEATS_AHEAD
-        self._run_sizes(rows, prompts, beats)
+            requests = list(beginnings)
+            if not requests:
+                raise ValueError(
+                    f"no spoken question fits this batch: it has {self.limits.reasoner} positions for questions "
+                    f"and {self.limits.backbone} for voices and answers"
+                )
+            warmup.run_batch(
+                self._engine,
+                requests,
+                slots=len(self._slots),
+                limits=self.limits,
+                grow=self._ledger.grow,
+                always=self._always,
+                forced_size=self._forced,
+                together=self._together,
+            )
         return time.perf_counter() - start
 
-    def _run_sizes(
-        self, rows: dict[CacheSizes, BeatState], prompts: set[tuple[int, int]], beats: int
-    ) -> None:
-        """Runs all that happens to the batch in each size that its caches may have; `rows` are those that may join."""
-        slots = np.arange(len(self._slots))
-        limits = self._room.limits
-        on_the_way = _reachable(limits, prompts, beats) if self._grow else [limits]
-        for sizes in dict.fromkeys([*rows, *on_the_way]):
-            if sizes in rows:
-                state = _empty_like(rows[sizes], len(slots))
-            else:  # some row is smaller: the caches began with one
-                smaller = next(s for s in rows if _holds(sizes, s))
-                state = caches.resize(_empty_like(rows[smaller], len(slots)), sizes)
-            if sizes in on_the_way:
-                for joining, row in rows.items():
-                    if _holds(sizes, joining):
-                        state = _insert_row(state, row, 0)
-                state, out = _beat(self._chroma.flat, state, slots < 0)
-                jax.block_until_ready(out)
-                state = _end_rows(state, slots == 0)
-            for larger in on_the_way:
-                if larger != sizes and _holds(larger, sizes):
-                    jax.block_until_ready(caches.resize(state, larger))
+    # Callable from any thread, without waiting for the device.
 
     def admit(
         self,
-        question: Conversation,
+        question: Conversation | None = None,
         *,
         voice: Voice,
         max_seconds: float | None = None,
         sampling: Sampling | None = None,
         seed: int = 0,
         system_prompt: str | None = None,
+        say: str | Script | None = None,
+        after: Kept | None = None,
+        keep: bool = False,
+        on_news: Callable[[Stream], None] | None = None,
     ) -> Stream:
-        """Takes in a request; arguments as for `Chroma.stream`. It joins at the next step at which a slot is free.
+        """Takes in a request; arguments as for `Engine.request`. It joins at the next step at which a slot is free.
+
+        `on_news` is called, by the thread that steps, whenever the stream has made something or ended.
 
         Raises:
           ValueError: as `Chroma.reply`; or a request beyond this batch's sizes.
           BatchFull: neither a slot nor a place in the queue is free.
         """
-        self._check_admission(sampling or Sampling())
-        request = self._chroma.request(question, voice, max_seconds, sampling, seed, system_prompt)
-        return self.admit_request(request)
+        self._check_free()
+        made = self._engine.request(
+            question, voice, max_seconds, sampling, seed, system_prompt,
+            say=say, after=after, keep=keep,
+        )  # fmt: skip
+        return self.admit_request(made, on_news=on_news)
 
-    def admit_request(self, request: Request) -> Stream:
-        """`admit` of what `Chroma.request` or `Listening.request` made."""
-        self._check_admission(request.sampling)
+    def admit_request(
+        self, request: Request, *, on_news: Callable[[Stream], None] | None = None
+    ) -> Stream:
+        """`admit` of what `Engine.request` or `Listening.request` made."""
+        if "text" not in self._always and not is_plainly_greedy(request.sampling.text):
+            raise ValueError("this batch does not sample text: make it with sample_text=True")
         if too_large := self._too_large(request):
             raise ValueError(too_large)
-        stream = Stream(request, _batch=self)
-        stream._decoder = self._chroma.processor.tokenizer.stream_decoder()
-        self._queue.append(stream)
+        question = request.question
+        if not isinstance(question, Prefill) and len(question.chunk_lengths[0]) > prefill.CHUNKS_PER_PIECE:  # fmt: skip
+            # A long one goes in piece by piece, so that the others do not wait for it.
+            question = Prefill(self._engine.config)
+            question.add_question(request.asked)
+            request = request._replace(question=question)
+        stream = Stream(self._engine, request, batch=self, on_news=on_news)
+        stream.shape = self._shape(request)
+        if request.script is not None:
+            request.script.watch(self.touch)
+        with self.changed:
+            self._check_free()
+            self._queue.append(stream)
+            self.touch()
+        if isinstance(question, Prefill):
+            self.hear(question)
         return stream
+
+    def hear(self, question: Prefill) -> None:
+        """Takes in what waits of a question, a piece per step, beside the beats of the streams."""
+        with self.changed:
+            if question.waits and question not in self._hearing:
+                self._hearing.append(question)
+                self.touch()
 
     def cancel(self, stream: Stream) -> None:
         """Ends a stream, wherever it is. What it has made can still be taken."""
-        if stream._batch is not self:
+        if stream.batch is not self:
             raise ValueError("the stream belongs to another batch")
-        if stream.done:
-            return
-        stream.finish = Finish.CANCELLED
-        if stream in self._queue:
-            self._queue.remove(stream)
-        else:
-            slot = self._slots.index(stream)
-            self._free(slot)
-            self._state = _end_rows(self._state, np.arange(len(self._slots)) == slot)
+        with self.changed:
+            if not stream.done:
+                self._end(stream, Finish.CANCELLED)
+                self.touch()
 
-    def step(self) -> list[Stream]:
+    def cancel_all(self) -> None:
+        """Ends every stream."""
+        with self.changed:
+            for stream in [*self._queue, *self._slots]:
+                if stream is not None:
+                    self.cancel(stream)
+
+    def touch(self) -> None:
+        """Says that something has changed from outside: a sleeping `Worker` looks again."""
+        with self.changed:
+            self.version += 1
+            self.changed.notify_all()
+
+    def rests(self, stream: Stream) -> bool:
+        """Whether a stream in a slot takes no part in the next beat: its listener lags, or words are missing."""
+        with self.changed:
+            return stream in self._slots and self._rests(stream)
+
+    def starved(self, stream: Stream) -> bool:
+        """Whether a stream in a slot waits for words of its script."""
+        with self.changed:
+            return stream in self._slots and self._prompter.starved(self._slots.index(stream))
+
+    # For one thread at a time.
+
+    def step(self, beats: int | None = None) -> list[Stream]:
         """One beat of all running streams. Returns those that made something or ended.
 
-        The next beat is under way on the device when this returns. Waiting streams take free slots first, one prefill per step, so
-        that a crowd at the door does not make those inside stutter.
-        """
-        if self._flight is None:
-            self._dispatch()
-        flight = self._flight
-        if flight is None:
-            return []
-        self._dispatch()
-        out, owners = jax.device_get(flight[0]), flight[1]
-        heard = []
-        for slot, stream in enumerate(owners):
-            if stream is None or stream.done:
-                continue
-            if self._deliver(stream, slot, out):
-                heard.append(stream)
-            if stream.done:
-                self._free(slot)
-        return heard
+        The next beat is under way on the device when this returns. Waiting streams take free slots first, and questions are taken
+        in, one program of each per step, so that a crowd at the door does not make those inside stutter.
 
-    def _check_admission(self, sampling: Sampling) -> None:
-        if "text" not in self._sampled and not is_plainly_greedy(sampling.text):
-            raise ValueError("this batch does not sample text: make it with sample_text=True")
+        Whatever fails ends only the streams whose rows it was about (`Stream.error`); the others, and the batch, go on.
+
+        Args:
+          beats: as many in one call of the device, as far as they are needed, and none ahead of it; for a batch that does not
+            pause. None: one.
+        """
+        with self._stepping:
+            if self._flight is None:
+                self._dispatch(beats)
+            flight, self._flight = self._flight, None
+            if flight is not None:
+                if beats is None:
+                    self._dispatch(None)
+                self._land(flight)
+            with self.changed:
+                news, self._news = self._news, []
+        for stream in dict.fromkeys(news):
+            stream.tell()
+        return news
+
+    @property
+    def idle(self) -> bool:
+        """Whether a step would do nothing until something changes from outside."""
+        with self.changed:
+            ready = any(not _is_waiting(stream.request.question) for stream in self._queue)
+            seatable = ready and None in self._slots
+            return not (self._flight or self._leaving or self._hearing or seatable)
+
+    def prepare(self) -> None:
+        """Puts the next beat under way, so that `step` need not wait as long."""
+        with self._stepping:
+            if self._flight is None:
+                self._dispatch(None)
+
+    def settle(self) -> None:
+        """Sees to it that the turns of streams that have ended are kept, where they are to be."""
+        with self._stepping:
+            self._keep_turns()
+
+    def fail(self, error: Exception) -> None:
+        """Ends every stream with this error: for whoever steps and cannot go on."""
+        with self._stepping, self.changed:
+            for stream in list(self._queue):
+                self._end(stream, Finish.FAILED, error)
+            for question in self._hearing:
+                question.error = error
+            self._hearing.clear()
+            self._fail_slots(error)
+
+    # Between two beats, for whoever steps.
+
+    def _dispatch(self, beats: int | None) -> None:
+        """Seats who waits, and puts the next beat of those inside under way."""
+        self._keep_turns()
+        self._hear_some()
+        self._seat_some()
+        with self.changed:
+            used = np.array([stream is not None for stream in self._slots])
+            moving = np.array([s is not None and not self._rests(s, beats) for s in self._slots])
+            to_end, self._to_end = self._to_end, np.zeros_like(self._to_end)
+            if not used.any() and not self._leaving:
+                # Nobody is in: the next one begins with caches as small as it needs.
+                self._state = None
+                return
+            count = beats or 1
+            streams = [s if m else None for s, m in zip(self._slots, moving, strict=True)]
+            left = max((s.beats_left for s in streams if s), default=0)
+            # Powers of two: few compilations, and the last call is not much longer than it must be.
+            count = min(count, 1 << max(0, left - 1).bit_length())
+            forced = self._prompter.forced() if self._forced else None
+            for stream in filter(None, streams):
+                stream.beats_left -= count
+                stream.in_flight += 1
+            self._prompter.speak(moving, count)
+        try:
+            if to_end.any():
+                self._state = programs.end_rows(self._state, to_end)
+            if forced is not None:
+                self._state = programs.force(self._state, forced)
+            if not moving.any():
+                return
+            state = self._ledger.make(self._state, count)
+            self._ledger.unused(used & ~moving, count)
+            model = self._engine.flat
+            if self._pausing:
+                self._state, out = programs.pausing_beat(model, state, used & ~moving)
+            elif beats is None:
+                self._state, out = programs.beat(model, state, audio=self._audio)
+            else:
+                self._state, out = programs.decode(model, state, count, audio=self._audio)
+            self._flight = _Flight(out, beats is None, streams)
+        except Exception as error:
+            self._fail_slots(error)
+
+    def _land(self, flight: _Flight) -> None:
+        """Gives the streams what their rows made."""
+        try:
+            out = jax.device_get(flight.out)
+        except Exception as error:  # an error of the device shows where its result is read
+            self._fail_slots(error)
+            return
+        if flight.single:
+            out = jax.tree.map(lambda x: x[None], out)
+        if self._sink:
+            self._sink(out)
+        with self.changed:
+            for slot, stream in enumerate(flight.streams):
+                if stream is None or stream.done:
+                    continue
+                stream.in_flight -= 1
+                try:
+                    self._deliver(stream, slot, out)
+                except Exception as error:
+                    self._end(stream, Finish.FAILED, error)
+            self.changed.notify_all()
+        self._keep_turns()
+
+    def _deliver(self, stream: Stream, slot: int, out: Beat) -> None:
+        valid = out.frame_valid[:, slot]
+        tokens = out.token[:, slot][out.token_valid[:, slot]]
+        self._ledger.without_text(slot, len(valid) - len(tokens))
+        audio = np.zeros(0, np.float32)
+        if out.samples is not None:
+            samples = self._engine.config.codec.frame_samples * int(valid.sum())
+            audio = out.samples[:, slot].reshape(-1)[:samples]
+        finish = Finish(int(out.finish[-1, slot]))
+        if stream.deliver(tokens, out.frames[:, slot][valid], audio, finish):
+            self._news.append(stream)
+        if finish != Finish.RUNNING:
+            self._end(stream, finish)
+
+    def _hear_some(self) -> None:
+        """Takes in a piece of one question, or of several in pieces of one shape."""
+        with self.changed:
+            while self._hearing and not self._hearing[0].waits:
+                self._hearing.popleft()
+            waiting = [question for question in self._hearing if question.waits]
+            if not waiting:
+                return
+            shape = waiting[0].shape()
+            group = [question for question in waiting if question.shape() == shape]
+            group = self._as_many_as_go_together(group)
+            pieces = [question.next() for question in group]
+        error = None
+        try:
+            prefill.take_in(self._engine.flat, group, pieces)
+        except Exception as e:
+            error = e
+        with self.changed:
+            for question in group:
+                self._hearing.remove(question)
+                if error is not None:
+                    question.error = error
+                elif question.waits:  # the next piece after those of the others
+                    self._hearing.append(question)
+            for stream in list(self._queue):
+                if error is not None and any(stream.request.question is q for q in group):
+                    self._end(stream, Finish.FAILED, error)
+            self.changed.notify_all()
+
+    def _seat_some(self) -> None:
+        """Prefills the first stream in the queue that is ready, or several whose questions have one shape, into free slots."""
+        with self.changed:
+            leaving = {slot for slot, _ in self._leaving}
+            free = [i for i, s in enumerate(self._slots) if s is None and i not in leaving]
+            ready = [s for s in self._queue if not _is_waiting(s.request.question)]
+            if not free or not ready:
+                return
+            group = [ready[0]]
+            if not isinstance(ready[0].request.question, Prefill):
+                same = [s for s in ready if s.shape == ready[0].shape]
+                group = self._as_many_as_go_together(same[: len(free)])
+            for stream in group:
+                self._queue.remove(stream)
+            requests = [stream.request for stream in group]
+            for stream in group:
+                stream.request = None  # what it holds on the device goes into the row
+            slots = free[: len(group)]
+        model, sizes = self._engine.flat, self._first_sizes(requests[0])
+        try:
+            if len(group) == 1:
+                rows = requests[0].begin(model, sizes, self._always, self._forced)
+            else:
+                rows = begin_together(model, requests, sizes, self._always, self._forced)
+        except Exception as error:
+            with self.changed:
+                for stream in group:
+                    self._end(stream, Finish.FAILED, error)
+            return
+        try:
+            for slot, request in zip(slots, requests, strict=True):
+                self._ledger.enter(slot, request.padded_length, request.voice_length)
+            self._insert(rows, np.array(slots))
+        except Exception as error:
+            with self.changed:
+                for stream in group:
+                    self._end(stream, Finish.FAILED, error)
+            for slot in slots:
+                self._ledger.leave(slot)
+            self._fail_slots(error)
+            return
+        with self.changed:
+            for slot, stream, request in zip(slots, group, requests, strict=True):
+                if stream.done:  # cancelled meanwhile
+                    self._ledger.leave(slot)
+                    self._to_end[slot] = True
+                else:
+                    self._sit(stream, slot, request.script)
+
+    def _insert(self, rows: BeatState, slots: np.ndarray) -> None:
+        if self._state is None:
+            one = rows if len(slots) == 1 else programs.extract_rows(rows, np.zeros(1, int))
+            self._state = programs.empty_like(one, len(self._slots))
+        present = caches.sizes_of(self._state)
+        sizes = self._ledger.sizes(present=present)
+        if sizes != present:
+            self._state = caches.resize(self._state, sizes)
+        self._state = programs.insert_rows(self._state, rows, slots)
+
+    def _sit(self, stream: Stream, slot: int, script: Script | None) -> None:
+        self._slots[slot], stream.seated = stream, True
+        self._to_end[slot] = False
+        self._prompter.enter(slot, script)
+
+    def _end(self, stream: Stream, finish: Finish, error: Exception | None = None) -> None:
+        """Ends a stream wherever it is."""
+        if stream.done:
+            return
+        stream.finish, stream.error = finish, error
+        stream.request = None
+        if finish == Finish.FAILED:
+            logging.warning("a reply failed: %s: %s", type(error).__name__, error)
+            self._news.append(stream)
+        if stream in self._queue:
+            self._queue.remove(stream)
+        elif stream in self._slots:
+            slot = self._slots.index(stream)
+            self._slots[slot] = None
+            self._ledger.leave(slot)
+            self._prompter.enter(slot, None)
+            self._to_end[slot] = finish in (Finish.CANCELLED, Finish.FAILED)
+            if stream.keeps and finish != Finish.FAILED:
+                self._leaving.append((slot, stream))
+
+    def _fail_slots(self, error: Exception) -> None:
+        """The state is lost: ends everybody inside. The next one begins with a new one."""
+        with self.changed:
+            for stream in list(self._slots):
+                if stream is not None:
+                    self._end(stream, Finish.FAILED, error)
+            self._leaving.clear()
+            self._to_end[:] = False
+            self._state = self._flight = None
+            self.changed.notify_all()
+
+    def _keep_turns(self) -> None:
+        with self.changed:
+            leaving, self._leaving = self._leaving, []
+        for slot, stream in leaving:
+            try:
+                cache = programs.extract_reasoner(self._state, np.array([slot]))
+                stream.keep(cache, int(cache.length[0]))
+            except Exception as error:
+                self._fail_slots(error)
+                return
+
+    def _rests(self, stream: Stream, beats: int | None = None) -> bool:
+        if stream.beats_left <= 0:
+            return True
+        ahead = stream.num_pending + stream.in_flight
+        if self._max_pending is not None and ahead >= self._max_pending:
+            return True
+        return self._prompter.starved(self._slots.index(stream), beats or 1)
+
+    def _as_many_as_go_together(self, group: list) -> list:
+        """All sizes of groups are programs of their own: there are two."""
+        return group[: self._together] if len(group) >= self._together else group[:1]
+
+    def _check_free(self) -> None:
         if -self.num_free >= self._queue_size:
-            running = len(self._slots) - self._slots.count(None)
+            running = sum(stream is not None for stream in self._slots)
             raise BatchFull(f"{running} streams run and {len(self._queue)} wait")
 
     def _too_large(self, request: Request) -> str | None:
         """Why the request does not fit the batch."""
-        limits = self._room.limits
         for what, needed, size in (
-            ("question", request.question_length + 1, limits.reasoner),
-            ("voice", request.voice_length + schedule.POSITIONS_PER_BEAT, limits.backbone),
+            ("question", request.question_length + 1, self.limits.reasoner),
+            ("voice", request.voice_length + schedule.POSITIONS_PER_BEAT, self.limits.backbone),
         ):
             if needed > size:
                 return f"the {what} takes {needed} positions, this batch has {size}"
         return None
 
+    def _shape(self, request: Request) -> tuple | None:
+        """Of the program that begins it: requests with one may begin together."""
+        question = request.question
+        if isinstance(question, Prefill):
+            return None
+        return question.ids.shape, question.chunks.shape, self._first_sizes(request)
+
     def _first_sizes(self, request: Request) -> CacheSizes:
         """A row is made as small as for a stream alone, whatever the batch has grown to: one prefill program for both."""
-        alone = CacheLedger(self._room.limits, 1)
-        alone.enter(0, request.question_length, request.voice_length)
-        return alone.sizes()
-
-    def _dispatch(self) -> None:
-        self._seat_one()
-        if not any(self._slots):
-            self._flight = None
-            return
-        # A beat that is under way may still add a chunk.
-        room = self._max_pending - 1
-        hold = np.array([s is not None and s.num_pending >= room for s in self._slots])
-        self._state, out = _beat(self._chroma.flat, self._room.make(self._state), hold)
-        self._flight = out, list(self._slots)
-
-    def _seat_one(self) -> None:
-        """Prefills the first stream in the queue into a free slot."""
-        if not self._queue or None not in self._slots:
-            return
-        stream, slot = self._queue.popleft(), self._slots.index(None)
-        request = stream.request
-        lengths = request.question_length, request.voice_length
-        row = request.begin(self._chroma.flat, self._first_sizes(request), self._sampled)
-        if self._state is None:
-            self._state = _empty_like(row, len(self._slots))
-        self._room.enter(slot, *lengths)
-        present = CacheSizes(self._state.reasoner.size, self._state.backbone.size)
-        sizes = self._room.sizes(present=present)
-        if sizes != present:
-            self._state = caches.resize(self._state, sizes)
-        self._state = _insert_row(self._state, row, slot)
-        self._slots[slot] = stream
-        stream.request = None  # what it holds on the device is now in the row
-
-    def _free(self, slot: int) -> None:
-        self._slots[slot] = None
-        self._room.leave(slot)
-
-    def _deliver(self, stream: Stream, slot: int, out: Beat) -> bool:
-        valid = out.frame_valid[slot]
-        tokens = out.token[slot : slot + 1][: int(out.token_valid[slot])]
-        if not (valid.any() or len(tokens) or stream.done):
-            self._room.unused(slot)  # it was paused
-        elif not len(tokens):
-            self._room.without_text(slot)
-        stream.finish = Finish(int(out.finish[slot]))
-        text = stream._decoder.push(tokens) + (stream._decoder.finish() if stream.done else "")
-        samples = out.samples[slot, : self._chroma.config.codec.frame_samples * int(valid.sum())]
-        if len(samples) or len(tokens) or text:
-            stream._pending.append(Chunk(text, samples, tokens, out.frames[slot][valid]))
-        return stream.done or len(samples) > 0 or len(tokens) > 0
+        return request.ledger(self._engine.config, limits=self.limits).sizes()
 
 
-def _holds(sizes: CacheSizes, others: CacheSizes) -> bool:
-    return sizes.reasoner >= others.reasoner and sizes.backbone >= others.backbone
-
-
-def _reachable(
-    limits: CacheSizes, prompts: Collection[tuple[int, int]], beats: int
-) -> list[CacheSizes]:
-    """All sizes that a batch's caches can have while rows come and go.
-
-    Args:
-      limits: of the batch.
-      prompts: positions of question and voice of each row that may join.
-      beats: most of a row.
-    """
-    longest = max(voice for _, voice in prompts) + schedule.POSITIONS_PER_BEAT * beats
-    most = bucket(min(longest, limits.backbone), caches.ladder(limits.backbone))
-    found: dict[int, set[int]] = {}
-    for prompt in prompts:
-        room = CacheLedger(limits, 1)
-        room.enter(0, *prompt)
-        for sizes in room.path():
-            if sizes.backbone <= most:
-                found.setdefault(sizes.backbone, set()).add(sizes.reasoner)
-    # The Backbone's size and the row that wants most decide the Reasoner's, which never shrinks.
-    return [
-        CacheSizes(reasoner, backbone)
-        for backbone, among in sorted(found.items())
-        for reasoner in caches.ladder(limits.reasoner)
-        if min(among) <= reasoner <= max(among)
-    ]
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _empty_like(row: BeatState, slots: int) -> BeatState:
-    """A state of `slots` rows in which nothing runs."""
-    wide = jax.tree.map(lambda x: jnp.repeat(x, slots, axis=states.row_axis(x)), row)
-    return wide._replace(finish=jnp.full((slots,), Finish.CANCELLED, jnp.int32))
+def _is_waiting(question: object) -> bool:
+    return isinstance(question, Prefill) and question.waits

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from chroma_jax import schedule
 from chroma_jax.engine.sampling import StageControls, choose
-from chroma_jax.engine.state import Beat, BeatState, Finish, Prompt, Trace, keep_rows
+from chroma_jax.engine.state import Beat, BeatState, Finish, Forced, Prompt, Trace, keep_rows
 from chroma_jax.model import kv_cache
 from chroma_jax.model.chroma import ChromaModel
 from chroma_jax.model.kv_cache import KVCache
@@ -53,6 +53,7 @@ def prefill(
     reasoner_size: int,
     backbone_size: int,
     voice: KVCache | None = None,
+    forced_size: int = 0,
 ) -> BeatState:
     """Hears the question, takes in the voice, chooses the first text token.
 
@@ -62,9 +63,10 @@ def prefill(
       controls: sampling controls, one per row (`sampling.controls`).
       key: [B] typed PRNG keys, one per row.
       max_frames: [B] int32, frames after which a row ends.
-      reasoner_size: positions of the Reasoner's cache: at least T, plus one per beat until `state.grow`.
+      reasoner_size: positions of the Reasoner's cache: at least the longest question's, plus one per beat until `state.grow`.
       backbone_size: positions of the Backbone's cache: at least the voice's, plus four per beat until `state.grow`.
       voice: what `prefill_voice` made of the voices; then those of `prompt` are not read.
+      forced_size: places for forced tokens, see `state.Forced`; 0 for none.
 
     Returns:
       The state before beat 0. A row ends as `Finish.CONTEXT` where its caches, at their present sizes, are full.
@@ -72,10 +74,11 @@ def prefill(
     features = None
     if prompt.chunks is not None:
         features = model.reasoner.encode_audio(prompt.chunks, prompt.chunk_lengths)
-    hidden, reasoner_cache = model.reasoner.prefill(
-        prompt.ids, prompt.lengths, features, reasoner_size
-    )
-    sizes = dict(backbone_size=backbone_size, voice=voice)
+    # A question may fit a cache that its padding does not fit.
+    size = max(reasoner_size, prompt.ids.shape[1])
+    hidden, cache = model.reasoner.prefill(prompt.ids, prompt.lengths, features, size)
+    reasoner_cache = kv_cache.resized(cache, reasoner_size)
+    sizes = dict(backbone_size=backbone_size, voice=voice, forced_size=forced_size)
     last = _at(hidden, prompt.lengths - 1)
     return start(model, prompt, reasoner_cache, last, controls, key, max_frames, **sizes)
 
@@ -142,10 +145,12 @@ def start(
     max_frames: jax.Array,
     backbone_size: int,
     voice: KVCache | None = None,
+    forced_size: int = 0,
 ) -> BeatState:
     """The part of `prefill` after the Reasoner has heard the question: its cache, and its state H_0 [B, D].
 
-    `prompt` is read for its voices only, and not at all when `voice` is given.
+    `prompt` is read for its voices only, and not at all when `voice` is given. With a `forced_size` W the state has places for W
+    forced tokens of each row, none of them filled.
     """
     cfg = model.cfg
     batch, books = hidden.shape[0], cfg.num_codebooks
@@ -176,6 +181,7 @@ def start(
         controls=controls,
         seen_text=nothing_seen,
         seen_codes=jnp.zeros((batch, books, cfg.backbone.vocab_size), bool),
+        forced=Forced(jnp.zeros((batch, forced_size), jnp.int32), none) if forced_size else None,
     )
 
 
@@ -206,7 +212,7 @@ def beat(
         return keep_rows(paused, state, after), out._replace(
             finish=jnp.where(paused, Finish.RUNNING, out.finish)
         )
-    s = _end_full_rows(model, state)
+    s = _given(_end_full_rows(model, state))
     running = s.finish == Finish.RUNNING
     token_valid = running & s.has_text
     seen_text = _mark(s.seen_text, s.token, token_valid)
@@ -237,7 +243,9 @@ def beat(
     ended = s.token == model.cfg.im_end_token_id
     has_text = s.has_text & ~ended
     active = has_text & (s.finish == Finish.RUNNING)
-    reasoner_cache, hidden, token = _think(model, s, active, seen_text)
+    reasoner_cache, hidden, token = s.reasoner, s.hidden, s.token
+    if s.forced is None or s.forced.hidden is None:
+        reasoner_cache, hidden, token = _think(model, s, active, seen_text)
 
     state = s._replace(
         reasoner=reasoner_cache,
@@ -303,6 +311,20 @@ def _end_full_rows(model: ChromaModel, s: BeatState) -> BeatState:
     full |= s.has_text & (s.reasoner.length + 1 > s.reasoner.size)
     full &= s.finish == Finish.RUNNING
     return s._replace(finish=jnp.where(full, Finish.CONTEXT, s.finish))
+
+
+def _given(s: BeatState) -> BeatState:
+    """The state with this beat's text token, and H, from what its rows are given to speak, as far as that goes."""
+    if s.forced is None:
+        return s
+    slot = (s.num_tokens % s.forced.tokens.shape[1])[:, None]
+    forced = s.has_text & (s.num_tokens < s.forced.end)
+    token = jnp.take_along_axis(s.forced.tokens, slot, axis=1)[:, 0]
+    s = s._replace(token=jnp.where(forced, token, s.token))
+    if s.forced.hidden is None:
+        return s
+    hidden = jnp.take_along_axis(s.forced.hidden, slot[..., None], axis=1)[:, 0]
+    return s._replace(hidden=jnp.where(forced[:, None], hidden.astype(s.hidden.dtype), s.hidden))
 
 
 def _speak(

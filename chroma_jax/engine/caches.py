@@ -20,6 +20,7 @@ from chroma_jax.engine.state import BeatState, Prompt
 
 FIRST_SIZE = 256
 BEATS_AHEAD = 16  # beats that a new cache has room for at least, where its limit allows
+SHRINK_AFTER = 64  # beats for which a cache must be twice as large as needed: ten seconds
 
 _grow = jax.jit(states.grow, static_argnames=("reasoner_size", "backbone_size"))
 
@@ -40,28 +41,33 @@ def ladder(limit: int, first: int = FIRST_SIZE) -> tuple[int, ...]:
     return (*sizes, limit)
 
 
+def most(config: ChromaConfig) -> CacheSizes:
+    """What the model has positions for."""
+    return CacheSizes(config.reasoner.text.max_positions, config.backbone.llama.max_positions)
+
+
 def final_sizes(config: ChromaConfig, question: int, voice: int, max_frames: int) -> CacheSizes:
     """Sizes that hold question and voice (positions of the longest of each) and `max_frames` frames, or all that the model has."""
     # A reply shorter than the first size holds runs the programs of longer ones.
     beats = max(-(-max_frames // schedule.FRAMES_PER_TEXT), BEATS_AHEAD)
-    most = CacheSizes(config.reasoner.text.max_positions, config.backbone.llama.max_positions)
-    backbone = min(voice + schedule.POSITIONS_PER_BEAT * beats + 1, most.backbone)
+    limits = most(config)
+    backbone = min(voice + schedule.POSITIONS_PER_BEAT * beats + 1, limits.backbone)
     return CacheSizes(
-        bucket(min(question + beats, most.reasoner), ladder(most.reasoner)),
-        bucket(backbone, ladder(most.backbone)),
+        bucket(min(question + beats, limits.reasoner), ladder(limits.reasoner)),
+        bucket(backbone, ladder(limits.backbone)),
     )
 
 
-def room_of(
+def ledger_of(
     config: ChromaConfig, prompt: Prompt, max_frames: int, *, grow: bool = True
 ) -> CacheLedger:
     """CacheLedger for a batch of prompts on the host and `max_frames` frames of each row."""
     question = prompt.ids.shape[1]  # as padded: the first cache holds the padding, too
     voice = np.asarray(schedule.voice_length(prompt.voice_id_lengths, prompt.voice_frame_lengths))
     limits = final_sizes(config, question, int(voice.max()), max_frames)
-    room = CacheLedger(limits, len(voice), grow=grow)
-    room.enter(slice(None), question, voice)
-    return room
+    ledger = CacheLedger(limits, len(voice), grow=grow)
+    ledger.enter(slice(None), question, voice)
+    return ledger
 
 
 def voice_room(config: ChromaConfig, voice: int) -> int:
@@ -72,7 +78,7 @@ def voice_room(config: ChromaConfig, voice: int) -> int:
 
 
 class CacheLedger:
-    """Keeps a running state's caches large enough for the next beats, from lengths counted on the host.
+    """Keeps a running state's caches large enough for the next beats, and not much larger, from lengths counted on the host.
 
     The counts are upper bounds: nothing waits for the device. A row ends as `Finish.CONTEXT` where a cache is full, so no row
     may meet the end of a cache that can still grow.
@@ -85,11 +91,12 @@ class CacheLedger:
 
     def __init__(self, limits: CacheSizes, rows: int, *, grow: bool = True):
         self.limits = limits
-        self._grow = grow
+        self.grow = grow
         self._used = np.zeros(rows, bool)
         # Positions at the start of each row's reply, and those of the Backbone by now.
         self._question, self._voice = np.zeros(rows, int), np.zeros(rows, int)
         self._length = np.zeros(rows, int)
+        self._too_large = 0  # beats
 
     def enter(self, rows: slice | int, question: np.ndarray | int, voice: np.ndarray | int) -> None:
         """The rows begin, with prompts of these positions."""
@@ -102,7 +109,7 @@ class CacheLedger:
 
     def sizes(self, beats: int = BEATS_AHEAD, present: CacheSizes | None = None) -> CacheSizes:
         """What holds `beats` more beats of every row; nowhere less than `present`."""
-        if not self._grow:
+        if not self.grow:
             return self.limits
         wanted = self._most(self._length) + schedule.POSITIONS_PER_BEAT * beats
         limits, least = self.limits, present or CacheSizes(0, 0)
@@ -114,15 +121,26 @@ class CacheLedger:
         return CacheSizes(max(bucket(wanted, ladder(limits.reasoner)), least.reasoner), size)
 
     def make(self, state: BeatState, beats: int = 1) -> BeatState:
-        """The state with room for `beats` more beats, which are counted as done."""
-        present = CacheSizes(state.reasoner.size, state.backbone.size)
+        """The state with room for `beats` more beats, which are counted as done.
+
+        Caches that have long been twice as large as their rows need become smaller.
+        """
+        present = sizes_of(state)
         sizes = self.sizes(beats, present)
+        if sizes == present and self.grow and len(self._used) > 1:
+            smaller = self.sizes()
+            ample = any(2 * small <= now for small, now in zip(smaller, present, strict=True))
+            self._too_large = self._too_large + beats if ample else 0
+            if self._too_large > SHRINK_AFTER:
+                sizes = CacheSizes(*map(min, smaller, present))
+        if sizes != present:
+            self._too_large = 0
         self._length += schedule.POSITIONS_PER_BEAT * beats
         return state if sizes == present else resize(state, sizes)
 
-    def unused(self, row: int) -> None:
-        """A beat of the row turned out to be none: it was paused."""
-        self._length[row] -= schedule.POSITIONS_PER_BEAT
+    def unused(self, rows: slice | int | np.ndarray, beats: int = 1) -> None:
+        """So many of the rows' beats were none: the rows were paused."""
+        self._length[rows] -= schedule.POSITIONS_PER_BEAT * beats
 
     def without_text(self, rows: slice | int, beats: np.ndarray | int = 1) -> None:
         """So many of the rows' beats turned out to be without text: frames only."""
@@ -139,6 +157,11 @@ class CacheLedger:
 
     def _most(self, lengths: np.ndarray) -> int:
         return int(lengths[self._used].max(initial=0))
+
+
+def sizes_of(state: BeatState) -> CacheSizes:
+    """The sizes of a state's caches."""
+    return CacheSizes(state.reasoner.size, state.backbone.size)
 
 
 def resize(state: BeatState, sizes: CacheSizes) -> BeatState:

@@ -1,17 +1,17 @@
-"""Running batches on the device: jitted entry points, cache sizes, and `generate` from arrays to arrays.
+"""The programs that the device runs, jitted: one compilation per set of static shapes, shared by all models of a process.
 
-Axes: B batch, T frames, Q codebooks.
+Axes: B batch, T frames, F voice frames, P transcript tokens, Q codebooks, D width.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from chroma_jax import schedule
@@ -19,10 +19,12 @@ from chroma_jax.audio.batch import PromptBatch, bucket, bucket_sizes
 from chroma_jax.config import ChromaConfig
 from chroma_jax.engine import beat as beats
 from chroma_jax.engine import caches
-from chroma_jax.engine.beat import BeatState, Finish, Prompt
-from chroma_jax.engine.caches import CacheLedger, CacheSizes
+from chroma_jax.engine import state as states
+from chroma_jax.engine.beat import BeatState, Prompt
+from chroma_jax.engine.caches import CacheSizes
 from chroma_jax.engine.sampling import Sampling, controls
 from chroma_jax.engine.voice import EncodedVoice
+from chroma_jax.model import kv_cache
 from chroma_jax.model.chroma import ChromaModel
 from chroma_jax.model.flat import FlatModule, module_of
 from chroma_jax.model.kv_cache import KVCache
@@ -38,13 +40,39 @@ def jitted(function: Callable, **options: Any) -> Callable:
     return jax.jit(opening, **options)
 
 
-# One compilation per set of static shapes, shared by all models of a process. States are donated.
-prefill = jitted(beats.prefill, static_argnames=("reasoner_size", "backbone_size"))
-extend = jitted(beats.extend, donate_argnums=1)
-start = jitted(beats.start, static_argnames="backbone_size", donate_argnums=2)
-_prefill_voice = jitted(beats.prefill_voice, static_argnames="size")
+def _extend(model, given, lengths, *piece):
+    """`beat.extend` of questions whose caches lie apart and hold `lengths` [B]."""
+    k, v = (jnp.concatenate([cache[i] for cache in given], axis=1) for i in (0, 1))
+    hidden, cache = beats.extend(model, KVCache(k, v, lengths), *piece)
+
+    def row(i: int) -> KVCache:
+        one = slice(i, i + 1)
+        return KVCache(cache.k[:, one], cache.v[:, one], cache.length[one])
+
+    rows = range(len(given))
+    return [hidden[i : i + 1] for i in rows], [row(i) for i in rows]
+
+
+_SIZES = ("reasoner_size", "backbone_size", "forced_size")
+# States and caches that are replaced are donated.
+prefill = jitted(beats.prefill, static_argnames=_SIZES)
+extend = jitted(_extend, donate_argnums=1)
+start = jitted(beats.start, static_argnames=_SIZES[1:], donate_argnums=2)
 beat = jitted(beats.beat, static_argnames=("audio", "trace"), donate_argnums=1)
 decode = jitted(beats.decode, static_argnames=("num_beats", "audio", "trace"), donate_argnums=1)
+pausing_beat = jitted(beats.beat, donate_argnums=1)  # with rows that rest
+_prefill_voice = jitted(beats.prefill_voice, static_argnames="size")
+empty_reasoner_cache = jitted(
+    lambda model, size: model.reasoner.llama.init_state(1, size), static_argnums=1
+)
+resized = jax.jit(kv_cache.resized, static_argnums=1)
+insert_rows = jax.jit(states.insert_rows, donate_argnums=0)
+extract_rows = jax.jit(states.extract_rows)
+extract_reasoner = jax.jit(lambda state, slots: states.extract_rows(state, slots).reasoner)
+end_rows = jax.jit(states.end_rows, donate_argnums=0)
+empty_like = jax.jit(states.empty_like, static_argnums=1)
+force = jax.jit(lambda state, forced: state._replace(forced=forced), donate_argnums=0)
+joined = jax.jit(kv_cache.joined, static_argnums=1)
 
 
 @functools.partial(jax.jit, static_argnums=3)
@@ -60,33 +88,22 @@ BEATS_PER_CALL = 16
 _FIRST_VOICE = 32  # smallest padded size of a voice, in frames and in tokens
 
 
-@dataclasses.dataclass(frozen=True)
-class Generated:
-    """What `generate` gives, batch first; entries beyond a row's own count hold the pad id."""
-
-    frames: np.ndarray  # [B, T, Q] int32
-    num_frames: np.ndarray  # [B] int32
-    text_tokens: np.ndarray  # [B, T'] int32, the final im_end included
-    num_text_tokens: np.ndarray  # [B] int32
-    audio: list[np.ndarray]  # B arrays float32 [num_frames * frame_samples], empty without audio
-    finish_reason: list[str]  # "stop", "length" or "context"
-
-
 def max_frames_of(config: ChromaConfig, max_seconds: float | None, voice_positions: int) -> int:
     """Frames that `max_seconds` of sound are; all that the context can hold for None.
 
     Raises:
-      ValueError: max_seconds is not positive, or is more than the context can hold even without text.
+      ValueError: max_seconds is no positive number, or is more than the context can hold even without text.
     """
     room = config.backbone.llama.max_positions - voice_positions - 1
     if max_seconds is None:
         return room
-    if not max_seconds > 0:
-        raise ValueError(f"max_seconds must be positive, got {max_seconds}")
-    frames = int(np.ceil(max_seconds * config.codec.frame_rate - 1e-9))
+    number = isinstance(max_seconds, int | float | np.number) and not isinstance(max_seconds, bool)
+    if not number or not 0 < max_seconds < np.inf:
+        raise ValueError(f"max_seconds must be a positive, finite number, got {max_seconds!r:.60}")
+    frames = max(1, int(np.ceil(min(max_seconds, 1e9) * config.codec.frame_rate - 1e-9)))
     if frames > room:
         raise ValueError(
-            f"max_seconds {max_seconds} is {frames} frames, but after this voice the context of "
+            f"max_seconds {max_seconds!s:.40} is {frames} frames, but after this voice the context of "
             f"{config.backbone.llama.max_positions} positions holds at most {room} ({room / config.codec.frame_rate:.0f} s)"
         )
     return frames
@@ -163,7 +180,7 @@ def prefill_voice(
 
 def cache_sizes(config: ChromaConfig, prompt: Prompt, max_frames: int) -> CacheSizes:
     """Positions of the Reasoner's and the Backbone's cache that hold `max_frames` frames of each row without growing."""
-    return caches.room_of(config, prompt, max_frames).limits
+    return caches.ledger_of(config, prompt, max_frames).limits
 
 
 def begin(
@@ -173,6 +190,7 @@ def begin(
     samplings: Sequence[Sampling],
     seeds: Sequence[int],
     sizes: CacheSizes | None = None,
+    forced_size: int = 0,
 ) -> BeatState:
     """Prefill of a batch with caches of these sizes, by default for `max_frames` frames of each row."""
     sizes = sizes or cache_sizes(model.cfg, prompt, max_frames)
@@ -184,6 +202,7 @@ def begin(
         np.full(len(seeds), max_frames, np.int32),
         reasoner_size=sizes.reasoner,
         backbone_size=sizes.backbone,
+        forced_size=forced_size,
     )
 
 
@@ -193,80 +212,6 @@ _keys = jax.jit(jax.vmap(jax.random.key))
 def keys(seeds: Sequence[int]) -> jax.Array:
     """One typed PRNG key [B] per request."""
     return _keys(np.asarray(seeds, np.uint32))
-
-
-def run(
-    model: ChromaModel | FlatModule,
-    state: BeatState,
-    max_frames: int,
-    *,
-    audio: bool = True,
-    room: CacheLedger | None = None,
-) -> Generated:
-    """Beats until every row has ended, several per jitted call; the caches grow by `room`, if it is given."""
-    left = max(1, -(-max_frames // schedule.FRAMES_PER_TEXT))
-    outs = []
-    while left > 0:
-        # Powers of two: few compilations, and the last call is not much longer than it must be.
-        count = min(BEATS_PER_CALL, 1 << (left - 1).bit_length())
-        if room:
-            state = room.make(state, count)
-        state, out = decode(model, state, count, audio=audio)
-        outs.append(jax.device_get(out))
-        left -= count
-        if room:
-            room.without_text(slice(None), count - outs[-1].token_valid.sum(axis=0))
-            room.leave(outs[-1].finish[-1] != Finish.RUNNING)
-        if (outs[-1].finish[-1] != Finish.RUNNING).all():
-            break
-    return collect(model.cfg, outs, audio)
-
-
-def collect(config: ChromaConfig, outs: list[beats.Beat], audio: bool) -> Generated:
-    """What `beat.decode` gave in one or several calls, on the host, as arrays per row."""
-
-    def joined(name: str) -> np.ndarray:  # [beats, B, ...] -> [B, beats, ...]
-        return np.concatenate([getattr(out, name) for out in outs], axis=0).swapaxes(0, 1)
-
-    frames, valid = joined("frames"), joined("frame_valid")
-    batch, books = frames.shape[0], frames.shape[-1]
-    frames, valid = frames.reshape(batch, -1, books), valid.reshape(batch, -1)
-    num_frames = valid.sum(axis=1).astype(np.int32)
-    tokens, token_valid = joined("token"), joined("token_valid")
-    num_tokens = token_valid.sum(axis=1).astype(np.int32)
-    sounds: list[np.ndarray] = []
-    if audio:
-        per_frame = config.codec.frame_samples
-        sounds = [
-            s.reshape(-1)[: n * per_frame]
-            for s, n in zip(joined("samples"), num_frames, strict=True)
-        ]
-    # Valid frames, and valid tokens, are a prefix of each row.
-    frames = np.where(valid[..., None], frames, config.codebook_pad_token_id)
-    tokens = np.where(token_valid, tokens, config.reasoner.pad_token_id)
-    return Generated(
-        frames=frames[:, : num_frames.max(initial=0)].astype(np.int32),
-        num_frames=num_frames,
-        text_tokens=tokens[:, : num_tokens.max(initial=0)].astype(np.int32),
-        num_text_tokens=num_tokens,
-        audio=sounds,
-        finish_reason=[finish_name(f) for f in outs[-1].finish[-1]],
-    )
-
-
-def finish_name(finish: int) -> str:
-    """ "stop", "length", "context", ... of a Finish."""
-    return Finish(int(finish)).name.lower()
-
-
-def per_row(name: str, value, batch: int, kind: type | tuple[type, ...]) -> list:
-    """One value per row from one for all or one each. Raises ValueError when the counts differ."""
-    if isinstance(value, kind):
-        return [value] * batch
-    values = list(value)
-    if len(values) != batch:
-        raise ValueError(f"{name} has {len(values)} entries for a batch of {batch}")
-    return values
 
 
 def time_codec(model: ChromaModel, frames: np.ndarray) -> float:

@@ -16,6 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+# What float32 can tell from infinity and from nothing.
+_LARGEST, _SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
+
 
 @dataclasses.dataclass(frozen=True)
 class TokenSampling:
@@ -41,21 +44,24 @@ class TokenSampling:
     def __post_init__(self):
         for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
             value = getattr(self, name)
-            if not isinstance(value, int | float | np.number) or not np.isfinite(value):
-                raise ValueError(f"{name} must be a finite number, got {value!r}")
+            number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+            # What is beyond float32 would be infinite, or nothing, on the device.
+            if not number or not abs(value) <= _LARGEST:
+                raise ValueError(f"{name} must be a finite number, got {value!r:.60}")
         if self.temperature < 0:
             raise ValueError(
                 f"temperature must be at least 0 (0 is greedy), got {self.temperature}"
             )
-        if int(self.top_k) != self.top_k or self.top_k < 0:
+        whole = isinstance(self.top_k, int | np.integer) and not isinstance(self.top_k, bool)
+        if not whole or not 0 <= self.top_k < 2**31:
             raise ValueError(
-                f"top_k must be a whole number, at least 0 (0 is off), got {self.top_k}"
+                f"top_k must be a whole number from 0 (off) to 2**31 - 1, got {self.top_k!r:.60}"
             )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
         if not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p must lie in [0, 1], got {self.min_p}")
-        if self.repetition_penalty <= 0:
+        if not self.repetition_penalty >= _SMALLEST:
             raise ValueError(f"repetition_penalty must be positive, got {self.repetition_penalty}")
 
 
@@ -67,11 +73,21 @@ class Sampling(TokenSampling):
       text: the Reasoner's text tokens; default greedy, as in the reference.
       code0: overrides the plain controls for code 0 (the Backbone: what is said, and how).
       codes: overrides them for codes 1..Q-1 (the Decoder: acoustic detail).
+
+    Raises:
+      ValueError: a value out of range or of another kind.
     """
 
     text: TokenSampling = TokenSampling()
     code0: TokenSampling | None = None
     codes: TokenSampling | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("text", "code0", "codes"):
+            value = getattr(self, name)
+            if not isinstance(value, TokenSampling) and (value is not None or name == "text"):
+                raise ValueError(f"{name} must be a TokenSampling, got {value!r:.60}")
 
     @classmethod
     def greedy(cls) -> Sampling:
@@ -128,6 +144,15 @@ def controls(samplings: Sequence[Sampling], always: Collection[str] = ()) -> Sta
 
     columns = zip(*(s.stages() for s in samplings), strict=True)
     return StageControls(*map(stack, StageControls._fields, columns))
+
+
+def check_sampling(sampling: object) -> Sampling:
+    """The sampling of a request; None is greedy. Raises ValueError for anything else."""
+    if sampling is None:
+        return Sampling.greedy()
+    if not isinstance(sampling, Sampling):
+        raise ValueError(f"sampling must be a Sampling, got {sampling!r:.60}")
+    return sampling
 
 
 def is_plainly_greedy(sampling: TokenSampling) -> bool:

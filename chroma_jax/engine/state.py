@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from chroma_jax.engine.sampling import StageControls
 from chroma_jax.model import kv_cache
+from chroma_jax.model.codec.transformer import TransformerState
 from chroma_jax.model.kv_cache import KVCache
 
 
@@ -25,6 +26,7 @@ class Finish(enum.IntEnum):
     CONTEXT = 3  # no room left in a cache or in the Backbone's positions
     CANCELLED = 4
     PAUSED = 5  # inside a beat only: a row that this beat leaves as it is
+    FAILED = 6  # on the host only: an exception ended it
 
 
 class Prompt(NamedTuple):
@@ -38,6 +40,16 @@ class Prompt(NamedTuple):
     voice_id_lengths: jax.Array | None  # [B] int32
     voice_frames: jax.Array | None  # [B, F, Q] int32, its codes
     voice_frame_lengths: jax.Array | None  # [B] int32
+
+
+class Forced(NamedTuple):
+    """Words that the rows are given to speak in place of the Reasoner's own. Token i of a reply stands at slot i % W."""
+
+    tokens: jax.Array  # [B, W] int32
+    end: jax.Array  # [B] int32, tokens given so far: those before this one are forced, later ones are the Reasoner's
+    hidden: jax.Array | None = (
+        None  # [B, W, D], states to speak them with; None: the Reasoner thinks on them
+    )
 
 
 class BeatState(NamedTuple):
@@ -58,6 +70,7 @@ class BeatState(NamedTuple):
     controls: StageControls
     seen_text: jax.Array  # [B, V] bool, text tokens given so far
     seen_codes: jax.Array  # [B, Q, V] bool, codes given so far, per codebook
+    forced: Forced | None = None  # None where every row speaks its own words
 
 
 class Beat(NamedTuple):
@@ -83,20 +96,59 @@ class Trace(NamedTuple):
     code_logits: jax.Array  # [B, 2, Q-1, V] float32
 
 
-def row_axis(leaf: jax.Array) -> int:
-    """The batch axis of an array of a BeatState: stacked caches [L, B, S, C] have layers in front, all others rows."""
-    return 1 if leaf.ndim == 4 else 0
+# Where the rows of what a state is made of lie; all other arrays have them in front.
+_ROW_AXES = {
+    KVCache: KVCache(k=1, v=1, length=0),
+    TransformerState: TransformerState(k=1, v=1, position=0),
+}
 
 
-def insert_row(state: BeatState, row: BeatState, slot: jax.Array) -> BeatState:
-    """The state with row `slot` replaced by that of a batch of one, whose caches are no larger. The others are untouched."""
+def row_axes(state: BeatState) -> BeatState:
+    """The batch axis of each array of a state, in a tree like it.
 
-    def put(whole: jax.Array, one: jax.Array) -> jax.Array:
-        if row_axis(whole):  # what lies beyond the row's own length is nothing
-            return whole.at[:, slot, : one.shape[2]].set(one[:, 0])
-        return whole.at[slot].set(one[0])
+    Raises:
+      ValueError: an array without that many rows there: a part that the table does not know.
+    """
 
-    return jax.tree.map(put, state, row)
+    def of(part: Any) -> Any:
+        return _ROW_AXES.get(type(part), 0)
+
+    axes = jax.tree.map(of, state, is_leaf=lambda part: type(part) in _ROW_AXES)
+    rows = state.finish.shape[0]
+    for (path, axis), leaf in zip(
+        jax.tree.leaves_with_path(axes), jax.tree.leaves(state), strict=True
+    ):
+        if axis >= leaf.ndim or leaf.shape[axis] != rows:
+            raise ValueError(
+                f"state{jax.tree_util.keystr(path)} has shape {list(leaf.shape)}, "
+                f"not {rows} rows on axis {axis}"
+            )
+    return axes
+
+
+def insert_rows(state: BeatState, rows: BeatState, slots: jax.Array) -> BeatState:
+    """The state with rows `slots` [n] replaced by those of a batch of n, whose caches are no larger.
+
+    The others are untouched. What lies beyond a row's own length is nothing and is not copied.
+    """
+
+    def put(whole: jax.Array, new: jax.Array, axis: int) -> jax.Array:
+        if axis:  # a stack of layers in front, places behind
+            return whole.at[:, slots, : new.shape[2]].set(new)
+        return whole.at[slots].set(new)
+
+    return jax.tree.map(put, state, rows, row_axes(state))
+
+
+def extract_rows(state: BeatState, slots: jax.Array) -> BeatState:
+    """Rows `slots` [n] as a state of their own; the inverse of `insert_rows`."""
+    return jax.tree.map(lambda x, axis: jnp.take(x, slots, axis), state, row_axes(state))
+
+
+def empty_like(row: BeatState, rows: int) -> BeatState:
+    """A state of as many rows, shaped as those of `row`, a batch of one, in which nothing runs."""
+    wide = jax.tree.map(lambda x, axis: jnp.repeat(x, rows, axis), row, row_axes(row))
+    return wide._replace(finish=jnp.full((rows,), Finish.CANCELLED, jnp.int32))
 
 
 def end_rows(state: BeatState, rows: jax.Array) -> BeatState:
@@ -116,24 +168,15 @@ def grow(state: BeatState, reasoner_size: int, backbone_size: int) -> BeatState:
 def keep_rows(keep: jax.Array, before: BeatState, after: BeatState) -> BeatState:
     """`before` for the rows to keep, `after` for the others.
 
-    Keys and values of the growing caches need no such care: what lies beyond a row's length is nothing.
+    The growing caches need no such care: a row that does not run keeps its length, and what lies beyond it is nothing.
     """
 
-    def pick(old: jax.Array, new: jax.Array) -> jax.Array:
-        return jnp.where(jnp.expand_dims(keep, _others(old)), old, new)
+    def pick(old: jax.Array, new: jax.Array, axis: int) -> jax.Array:
+        others = tuple(a for a in range(old.ndim) if a != axis)
+        return jnp.where(jnp.expand_dims(keep, others), old, new)
 
-    def _others(leaf: jax.Array) -> tuple[int, ...]:
-        return tuple(axis for axis in range(leaf.ndim) if axis != row_axis(leaf))
+    def small(state: BeatState) -> BeatState:
+        return state._replace(reasoner=None, backbone=None)
 
-    kept = jax.tree.map(
-        pick,
-        before._replace(reasoner=None, backbone=None),
-        after._replace(reasoner=None, backbone=None),
-    )
-    lengths = {
-        name: getattr(after, name)._replace(
-            length=pick(getattr(before, name).length, getattr(after, name).length)
-        )
-        for name in ("reasoner", "backbone")
-    }
-    return kept._replace(**lengths)
+    kept = jax.tree.map(pick, small(before), small(after), small(row_axes(before)))
+    return kept._replace(reasoner=after.reasoner, backbone=after.backbone)

@@ -148,21 +148,21 @@ class KeptVoices:
     def __init__(self, most: int = 32):
         self._most = most
         self._lock = threading.Lock()
-        self._heard: collections.OrderedDict[tuple, tuple[KVCache, int]] = collections.OrderedDict()
+        self._kept: collections.OrderedDict[tuple, tuple[KVCache, int]] = collections.OrderedDict()
 
-    def get(self, voice: Voice, hear: Callable[[], tuple[KVCache, int]]) -> tuple[KVCache, int]:
-        """What is kept of the voice, or else what `hear` gives, which is kept in place of the voice unused for longest."""
+    def get(self, voice: Voice, make: Callable[[], tuple[KVCache, int]]) -> tuple[KVCache, int]:
+        """What is kept of the voice, or else what `make` gives, which is kept in place of the voice unused for longest."""
         key = (voice._wave_id, voice.text)
         with self._lock:
-            if key in self._heard:
-                self._heard.move_to_end(key)
-                return self._heard[key]
-        heard = hear()  # outside the lock: two threads may both do it, and get the same
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        made = make()  # outside the lock: two threads may both do it, and get the same
         with self._lock:
-            self._heard[key] = heard
-            while len(self._heard) > self._most:
-                self._heard.popitem(last=False)
-        return heard
+            self._kept[key] = made
+            while len(self._kept) > self._most:
+                self._kept.popitem(last=False)
+        return made
 
     def __len__(self) -> int:
-        return len(self._heard)
+        return len(self._kept)

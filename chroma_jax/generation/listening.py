@@ -19,75 +19,70 @@ Axes: B batch (one), T positions, C chunks, M mel frames.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from chroma_jax.audio.batch import bucket, bucket_sizes
 from chroma_jax.audio.chat import Turn
 from chroma_jax.audio.mel import MelStream, mel_chunks
-from chroma_jax.audio.prompt import check_question_length
+from chroma_jax.audio.prompt import Question, check_question_length
 from chroma_jax.audio.wav import AudioError, AudioStream
-from chroma_jax.engine import caches, programs
-from chroma_jax.engine.request import Prefilled, Request, check_seed, check_voice, resized
+from chroma_jax.engine import prefill, programs
+from chroma_jax.engine.batch import RunningBatch
+from chroma_jax.engine.engine import Engine
+from chroma_jax.engine.prefill import CHUNKS_PER_PIECE, Kept, Prefill
+from chroma_jax.engine.reply import Reply
+from chroma_jax.engine.request import Request, check_choice, check_voice
 from chroma_jax.engine.sampling import Sampling
 from chroma_jax.engine.voice import Voice
-from chroma_jax.generation.reply import Reply, ReplyStream
-from chroma_jax.model.chroma import ChromaModel
-from chroma_jax.model.kv_cache import KVCache
-
-if TYPE_CHECKING:
-    from chroma_jax.generation.session import Chroma
+from chroma_jax.generation.reply import ReplyStream, answer
 
 _NAME = "spoken question"
-CHUNKS_PER_CALL = 8  # of those heard anew
-_FIRST_IDS = 16  # smallest padded size of the text around the sound
-_FIRST_SIZE = (
-    1024  # of the cache while listening, 40 s; a reply begins with a copy of the part that it needs
-)
 _PATIENCE = 0.5  # seconds of sound between two times of hearing anew
 
 
-@jax.jit
-def listening_cache(model: ChromaModel) -> KVCache:
-    """The Reasoner's cache before a question."""
-    return model.reasoner.llama.init_state(
-        1, min(_FIRST_SIZE, model.cfg.reasoner.text.max_positions)
-    )
-
-
 class Listening:
-    """A question that is being spoken; see `Chroma.listen`. It is answered once. For one thread at a time."""
+    """A question that is being spoken; see `Chroma.listen`. It is answered once. For one thread at a time.
+
+    Args:
+      engine: the model and its processor.
+      voice: as the next three, see `Chroma.listen`.
+      history: the turns before.
+      text: what follows the sound.
+      system_prompt: replaces the default one.
+      batch: that takes the question in, between its beats, whenever it steps, and that answers it; None: every push does, at once.
+      after: a kept turn (`Stream.kept`); what the history has in common with it is not taken in again.
+    """
 
     def __init__(
         self,
-        chroma: Chroma,
+        engine: Engine,
         voice: Voice,
         history: Sequence[Turn | Mapping] = (),
         text: str | None = None,
         system_prompt: str | None = None,
+        *,
+        batch: RunningBatch | None = None,
+        after: Kept | None = None,
     ):
-        self._chroma = chroma
-        processor, config = chroma.processor, chroma.config
+        self._engine, self._batch = engine, batch
+        processor, config = engine.processor, engine.config
         arrays, _ = check_voice(processor, voice)
-        before, self._after = processor.open_question(history, text, system_prompt)
+        self._before, self._after = processor.open_question(history, text, system_prompt)
         self._sound = AudioStream(processor.mel.sampling_rate, name=_NAME)
         self._mel = MelStream(processor.mel, name=_NAME)
-        self._voice, self._voice_state = voice, chroma.prefill_voice(voice, arrays)
+        self._pushed = 0  # samples, at the rate at which they came
+        self._voice = engine.prefill_voice(voice, arrays)
         self._floors: list[float] = []  # with which each chunk was heard
         self._heard_anew_at = 0  # mel frames
         self._open = True
-        self._length = 0  # positions that count in the cache
-        self._cache = listening_cache(chroma.model)
-        chunks = (
-            mel_chunks(before.mels, config.reasoner.audio.chunk_frames) if before.mels else None
-        )
-        self._hear(before.ids, chunks)
-        self._begins = self._length
+        start = after.reusable(config, self._before) if after is not None else 0
+        self._prefill = Prefill(config, after, start)
+        self._begins = len(self._before.ids)
+        with self._taking_in():
+            self._prefill.add_question(self._before, start)
 
     def __enter__(self) -> Listening:
         return self
@@ -97,7 +92,10 @@ class Listening:
 
     def close(self) -> None:
         """Stops listening; what has been heard is forgotten. A reply that has begun goes on."""
-        self._open, self._cache = False, None
+        if self._open:
+            self._open = False
+            with self._batch.changed if self._batch else contextlib.nullcontext():
+                self._prefill.rewind(0)
 
     @property
     def seconds(self) -> float:
@@ -117,7 +115,10 @@ class Listening:
         """
         self._check_open()
         rate = self._mel.config.sampling_rate if rate is None else rate
-        self._take_in(self._sound.push(samples, rate))
+        count, rate = self._sound.check(samples, rate)
+        self._check_length(self._pushed + count, rate)
+        self._pushed += count
+        self._mel.push(self._sound.push(samples, rate))
         self._listen()
 
     def request(
@@ -126,18 +127,19 @@ class Listening:
         max_seconds: float | None = None,
         sampling: Sampling | None = None,
         seed: int = 0,
+        keep: bool = False,
     ) -> Request:
-        """Ends the question. What it gives can be answered once, by `Chroma.answer` or `StreamBatch.admit_request`.
+        """Ends the question. What it gives can be answered once, by `Chroma.answer` or `RunningBatch.admit_request`.
 
         Arguments and errors as for `Chroma.reply`; ValueError, too, when nothing was pushed, or too little to be heard.
         """
         self._check_open()
-        seed = check_seed(seed)
-        config, processor = self._chroma.config, self._chroma.processor
-        max_frames = programs.max_frames_of(config, max_seconds, self._voice_state[1])
+        sampling, seed = check_choice(sampling, seed)
+        config, processor = self._engine.config, self._engine.processor
+        max_frames = programs.max_frames_of(config, max_seconds, self._voice[1])
         self._open = False
-        self._take_in(self._sound.finish())
         mel, audio = self._mel, config.reasoner.audio
+        mel.push(self._sound.finish())
         if not mel.num_samples:
             raise AudioError(f"{_NAME}: has no samples")
         num_frames = -(-mel.num_samples // mel.config.hop_length)
@@ -147,93 +149,79 @@ class Listening:
         heard = len(self._floors) * audio.chunk_frames
         rest = mel_chunks([mel.features(heard, num_frames)], audio.chunk_frames)
         count = audio.num_features(num_frames) - len(self._floors) * audio.chunk_features
-        placeholders = np.full(count, config.reasoner.audio_token_id, np.int32)
-        hidden = self._hear(np.concatenate([placeholders, self._after]), rest)
-        cache, self._cache = self._cache, None
-        question = Prefilled(hidden, cache, self._length)
-        return Request(question, *self._voice_state, max_frames, sampling or Sampling(), seed)
+        with self._taking_in():
+            self._prefill.add(np.concatenate([self._placeholders(count), self._after]), rest)
+        asked = None
+        if keep:
+            placeholders = self._placeholders(audio.num_features(num_frames))
+            ids = np.concatenate([self._before.ids, placeholders, self._after])
+            asked = Question(ids, [*self._before.mels, mel.features(0, num_frames)])
+        return Request(
+            self._prefill, *self._voice, max_frames, sampling, seed, asked=asked, keep=keep
+        )
 
     def reply(self, **request) -> Reply:
         """Ends the question and gives the whole answer; arguments and errors as for `request`."""
-        return self._chroma.answer(self.request(**request))
+        return answer(self._engine, self.request(**request))
 
     def stream(self, **request) -> ReplyStream:
         """Ends the question and gives the answer as it is made; arguments and errors as for `request`."""
-        return ReplyStream(self._chroma, self.request(**request))
+        return ReplyStream(self._engine, self.request(**request))
 
     def _check_open(self) -> None:
         if not self._open:
             raise ValueError(f"the {_NAME} has been answered or closed: listen anew")
+        if self._prefill.error is not None:
+            raise self._prefill.error
 
-    def _take_in(self, samples: np.ndarray) -> None:
-        config, mel = self._chroma.config, self._mel
-        frames = -(-(mel.num_samples + len(samples)) // mel.config.hop_length)
+    def _check_length(self, pushed: int, rate: int) -> None:
+        """Of all that has been pushed, whether the resampler still holds a part of it back or not."""
+        config, mel = self._engine.config, self._mel.config
+        num_samples = -(-pushed * mel.sampling_rate // rate)
+        frames = -(-num_samples // mel.hop_length)
         sound = max(0, config.reasoner.audio.num_features(frames))
         check_question_length(config, self._begins + sound + len(self._after), name=_NAME)
-        mel.push(samples)
+        self._mel.check_length(num_samples)
 
     def _listen(self, last: bool = False) -> None:
         """Hears all chunks that are complete, and before them those that a louder moment has changed."""
-        mel, audio = self._mel, self._chroma.config.reasoner.audio
+        mel, audio = self._mel, self._engine.config.reasoner.audio
         size = audio.chunk_frames
         # At the end a whole chunk may be the last part: one call with what follows it.
         complete = (mel.num_frames - last) // size
         patience = _PATIENCE * mel.config.sampling_rate / mel.config.hop_length
-        if last or complete > len(self._floors) or mel.num_frames >= self._heard_anew_at + patience:
-            changed = (
-                i
-                for i, floor in enumerate(self._floors)
-                if floor < mel.floor and mel.lowest(i * size, (i + 1) * size) < mel.floor
-            )
-            first = next(changed, None)
-            if first is not None:
-                self._heard_anew_at = mel.num_frames
-                del self._floors[first:]
-                self._length = self._begins + first * audio.chunk_features
-        while len(self._floors) < complete:
-            first = len(self._floors)
-            # Eight at a time or one: two compilations.
-            count = min(complete - first, CHUNKS_PER_CALL)
-            count = 1 if count < CHUNKS_PER_CALL // 2 else count
-            sound = mel.features(first * size, (first + count) * size)
-            ids = np.full(
-                count * audio.chunk_features, self._chroma.config.reasoner.audio_token_id, np.int32
-            )
-            self._hear(ids, mel_chunks([sound], size), whole=True)
-            self._floors += [mel.floor] * count
+        with self._taking_in():
+            if last or complete > len(self._floors) or mel.num_frames >= self._heard_anew_at + patience:  # fmt: skip
+                changed = (
+                    i
+                    for i, floor in enumerate(self._floors)
+                    if floor < mel.floor and mel.lowest(i * size, (i + 1) * size) < mel.floor
+                )
+                first = next(changed, None)
+                if first is not None:
+                    self._heard_anew_at = mel.num_frames
+                    del self._floors[first:]
+                    self._prefill.rewind(self._begins + first * audio.chunk_features)
+            while len(self._floors) < complete:
+                first = len(self._floors)
+                # Eight at a time or one: two compilations.
+                count = min(complete - first, CHUNKS_PER_PIECE)
+                count = 1 if count < CHUNKS_PER_PIECE // 2 else count
+                sound = mel.features(first * size, (first + count) * size)
+                ids = self._placeholders(count * audio.chunk_features)
+                self._prefill.add(ids, mel_chunks([sound], size), whole=True)
+                self._floors += [mel.floor] * count
 
-    def _hear(
-        self, ids: np.ndarray, sound: tuple[np.ndarray, np.ndarray] | None, whole: bool = False
-    ) -> jax.Array:
-        """The next tokens [T] of the prompt and their chunks; `whole` where they are chunks alone. The Reasoner's state [1, D]."""
-        reasoner = self._chroma.config.reasoner
-        audio, limit = reasoner.audio, reasoner.text.max_positions
-        chunks = lengths = None
-        padded = 0
-        if sound is not None:
-            found, counts = sound
-            size = 1
-            if len(counts) > 1:
-                size = bucket(len(counts), bucket_sizes(CHUNKS_PER_CALL, limit))
-            chunks = np.zeros((1, size, audio.chunk_frames, audio.num_mel_bins), np.float32)
-            lengths = np.zeros((1, size), np.int32)
-            chunks[0, : len(counts)], lengths[0, : len(counts)] = found, counts
-            padded = size * audio.chunk_features
-        if not whole:
-            text = len(ids) - int((ids == reasoner.audio_token_id).sum())
-            padded += bucket(text, bucket_sizes(_FIRST_IDS, limit))
-        row = np.full((1, padded), reasoner.pad_token_id, np.int32)
-        row[0, : len(ids)] = ids
-        self._make_room(len(ids))
-        cache = self._cache._replace(length=jnp.full((1,), self._length, jnp.int32))
-        hidden, self._cache = programs.extend(
-            self._chroma.flat, cache, row, np.array([len(ids)], np.int32), chunks, lengths
-        )
-        self._length += len(ids)
-        return hidden
+    def _placeholders(self, count: int) -> np.ndarray:
+        return np.full(count, self._engine.config.reasoner.audio_token_id, np.int32)
 
-    def _make_room(self, count: int) -> None:
-        limit = self._chroma.config.reasoner.text.max_positions
-        size = bucket(min(self._length + count, limit), caches.ladder(limit, _FIRST_SIZE))
-        if size > self._cache.size:
-            self._cache = resized(self._cache, size)
+    @contextlib.contextmanager
+    def _taking_in(self):
+        """Around what adds to the question: then that goes to the device, at once or by the batch."""
+        if self._batch is None:
+            yield
+            prefill.take_in_all(self._engine.flat, self._prefill)
+        else:
+            with self._batch.changed:
+                yield
+                self._batch.hear(self._prefill)

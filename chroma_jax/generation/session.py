@@ -2,42 +2,42 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, overload
 
-import jax
 import numpy as np
-from absl import logging
 
-from chroma_jax.audio.batch import Inputs, normalize_inputs, pack
+from chroma_jax.audio.batch import Inputs
 from chroma_jax.audio.chat import Conversation, Turn
 from chroma_jax.audio.prompt import Processor, VoiceArrays
 from chroma_jax.checkpoint import load
 from chroma_jax.config import ChromaConfig
-from chroma_jax.engine import caches, programs
-from chroma_jax.engine.programs import Generated
-from chroma_jax.engine.request import Request, check_request, check_seed, voice_arrays
+from chroma_jax.engine.batch import RunningBatch
+from chroma_jax.engine.engine import Engine
+from chroma_jax.engine.prefill import Kept
+from chroma_jax.engine.reply import Chunk, Generated, Reply
+from chroma_jax.engine.request import Request, check_request, check_seed
 from chroma_jax.engine.sampling import Sampling
-from chroma_jax.engine.state import Prompt
-from chroma_jax.engine.voice import EncodedVoice, KeptVoices, Voice, codec_name
+from chroma_jax.engine.script import Script
+from chroma_jax.engine.voice import Voice
+from chroma_jax.engine.warmup import warm_up
+from chroma_jax.generation import arrays
 from chroma_jax.generation.listening import Listening
-from chroma_jax.generation.reply import Chunk, Reply, ReplyStream
-from chroma_jax.generation.warmup import warm_up
+from chroma_jax.generation.reply import ReplyStream, answer
 from chroma_jax.model.chroma import ChromaModel, random_model
-from chroma_jax.model.flat import FlatModule
 from chroma_jax.model.kv_cache import KVCache
 from chroma_jax.model.unstacked import arranged
-from chroma_jax.schedule import voice_length
 
 __all__ = [
     "Chroma",
     "Chunk",
+    "Generated",
+    "Kept",
     "Listening",
     "Reply",
     "ReplyStream",
+    "Script",
     "Voice",
     "check_request",
     "check_seed",
@@ -56,11 +56,7 @@ class Chroma:
     """
 
     def __init__(self, model: ChromaModel, processor: Processor, *, grow: bool = True):
-        self.model = model
-        self.flat = FlatModule.of(model)  # the same, as the programs of every beat are given it
-        self.processor = processor
-        self.grow = grow
-        self._voices = KeptVoices()
+        self.engine = Engine(model, processor, grow=grow)
 
     @classmethod
     def from_pretrained(
@@ -92,6 +88,16 @@ class Chroma:
     def random(cls, config: ChromaConfig, seed: int = 0) -> Chroma:
         """Random weights, for trying things: it makes noise, not speech. Wants a config small enough for the built-in byte tokenizer."""
         return cls(arranged(random_model(config, seed)), Processor.load(config))
+
+    @property
+    def model(self) -> ChromaModel:
+        """The four stages."""
+        return self.engine.model
+
+    @property
+    def processor(self) -> Processor:
+        """Tokenizer, chat format and sound settings."""
+        return self.engine.processor
 
     @property
     def config(self) -> ChromaConfig:
@@ -132,13 +138,7 @@ class Chroma:
 
     def answer(self, request: Request) -> Reply:
         """The whole reply to a request."""
-        room = request.room(self.config, grow=self.grow)
-        state = request.begin(self.flat, room.sizes())
-        out = programs.run(self.flat, state, request.max_frames, room=room)
-        tokens = out.text_tokens[0, : out.num_text_tokens[0]]
-        return self._reply(
-            tokens, out.frames[0, : out.num_frames[0]], out.audio[0], out.finish_reason[0]
-        )
+        return answer(self.engine, request)
 
     def stream(
         self,
@@ -155,7 +155,53 @@ class Chroma:
         The chunks put together are exactly `reply`'s text, frames and samples. `close()`, or leaving the `with` block, cancels.
         """
         request = self.request(question, voice, max_seconds, sampling, seed, system_prompt)
-        return ReplyStream(self, request)
+        return ReplyStream(self.engine, request)
+
+    @overload
+    def say(self, text: str, *, voice: Voice, **request: Any) -> Reply: ...
+
+    @overload
+    def say(self, text: Iterable[str], *, voice: Voice, **request: Any) -> ReplyStream: ...
+
+    def say(
+        self,
+        text: str | Iterable[str],
+        *,
+        voice: Voice,
+        question: Conversation | None = None,
+        max_seconds: float | None = None,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+        system_prompt: str | None = None,
+    ) -> Reply | ReplyStream:
+        """Speaks these words, and not the Reasoner's own.
+
+        The Reasoner thinks on each word as if it had chosen it, so that Backbone and Decoder get what they get in an answer.
+
+        Args:
+          text: the words, for a whole reply; or pieces of them, as another language model writes them, for a stream that speaks
+            while they come: a piece is asked for when the speech has come so far. However they are cut, the sound is the same.
+          voice: as for `reply`, as are the arguments that are not told here.
+          question: what the words answer; default a request to speak.
+          max_seconds: longest sound.
+          sampling: how the codes are chosen.
+          seed: of the codes.
+          system_prompt: replaces the default one.
+
+        Raises:
+          ValueError: nothing to say, or more than the context holds; or as `reply`.
+        """
+        script = Script(text) if isinstance(text, str) else Script()
+        if not isinstance(text, str) and not isinstance(text, Iterable):
+            raise ValueError(f"what to say must be text or pieces of it, got {text!r:.60}")
+        request = self.engine.request(
+            question, voice, max_seconds, sampling, seed, system_prompt, say=script
+        )
+        return self.answer(request) if script.closed else ReplyStream(self.engine, request, text)
+
+    def batch(self, slots: int, **sizes: Any) -> RunningBatch:
+        """Many live streams in one running batch; arguments and errors as for `engine.batch.RunningBatch`."""
+        return RunningBatch(self.engine, slots, **sizes)
 
     def listen(
         self,
@@ -164,6 +210,8 @@ class Chroma:
         history: Sequence[Turn | Mapping[str, Any]] = (),
         text: str | None = None,
         system_prompt: str | None = None,
+        batch: RunningBatch | None = None,
+        after: Kept | None = None,
     ) -> Listening:
         """Hears a question while it is being spoken, so that the wait after its end does not grow with its length.
 
@@ -179,11 +227,14 @@ class Chroma:
           history: the turns before.
           text: what follows the sound in the same turn.
           system_prompt: replaces the default one; "" for none.
+          batch: a running batch that takes the question in between its beats, and answers it
+            (`batch.admit_request(listening.request())`); default at every push.
+          after: a kept turn (`Stream.kept`): what the history has in common with it is not taken in again.
 
         Raises:
           ValueError: as `reply`.
         """
-        return Listening(self, voice, history, text, system_prompt)
+        return Listening(self.engine, voice, history, text, system_prompt, batch=batch, after=after)
 
     def warmup(
         self,
@@ -209,7 +260,7 @@ class Chroma:
           Seconds that it took. With `chroma_jax.compilation_cache` the next process takes fewer.
         """
         return warm_up(
-            self,
+            self.engine,
             voice,
             question_seconds=question_seconds,
             max_seconds=max_seconds,
@@ -240,40 +291,22 @@ class Chroma:
         Raises:
           ValueError: arrays that do not fit together or the model, naming the array and the row.
         """
-        if not isinstance(max_frames, int | np.integer) or max_frames < 0:
-            raise ValueError(f"max_frames must be a whole number, at least 0, got {max_frames!r}")
-        batch = normalize_inputs(self.config, inputs)
-        rows = len(batch.lengths)
-        samplings = programs.per_row("sampling", sampling or Sampling(), rows, Sampling)
-        seeds = [check_seed(s) for s in programs.per_row("seed", seed, rows, (int, np.integer))]
-        prompt = programs.as_prompt(batch, *programs.encode_voices(self.model, batch))
-        room = caches.room_of(self.config, prompt, int(max_frames), grow=self.grow)
-        state = programs.begin(
-            self.flat, prompt, int(max_frames), samplings, seeds, sizes=room.sizes()
+        return arrays.generate(
+            self.engine,
+            inputs,
+            max_frames=max_frames,
+            sampling=sampling,
+            seed=seed,
+            audio=audio,
         )
-        return programs.run(self.flat, state, int(max_frames), audio=audio, room=room)
 
     def encode_voice(self, voice: Voice) -> np.ndarray:
         """The voice's codes [F, Q], computed once per voice and codec."""
-        self._encoded(voice)
-        return voice.codes(self._codec_id)
+        return self.engine.encode_voice(voice)
 
     def prefill_voice(self, voice: Voice, arrays: VoiceArrays | None = None) -> tuple[KVCache, int]:
-        """What the Backbone makes of the voice, and its positions; kept on the device for the voices used last.
-
-        Args:
-          voice: the voice.
-          arrays: its arrays, where they are known.
-        """
-
-        def hear() -> tuple[KVCache, int]:
-            given = arrays or voice_arrays(self.processor, voice)
-            encoded = self._encoded(voice, given)
-            cache = programs.prefill_voice(self.flat, given.ids, encoded)
-            frames = -(-len(given.wave) // self.config.codec.frame_samples)
-            return cache, voice_length(len(given.ids), frames)
-
-        return self._voices.get(voice, hear)
+        """What the Backbone makes of the voice, and its positions; see `Engine.prefill_voice`."""
+        return self.engine.prefill_voice(voice, arrays)
 
     def request(
         self,
@@ -285,81 +318,4 @@ class Chroma:
         system_prompt: str | None = None,
     ) -> Request:
         """A request, checked and ready for the device; arguments and errors as for `reply`."""
-        seed = check_seed(seed)
-        asked, arrays, max_frames = check_request(
-            self.processor, question, voice, max_seconds, system_prompt
-        )
-        batch = normalize_inputs(self.config, pack([(asked, arrays)]))
-        prompt = Prompt(batch.ids, batch.lengths, batch.chunks, batch.chunk_lengths, *[None] * 4)
-        heard = self.prefill_voice(voice, arrays)
-        return Request(prompt, *heard, max_frames, sampling or Sampling(), seed)
-
-    def prepare(
-        self,
-        question: Conversation,
-        voice: Voice,
-        max_seconds: float | None = None,
-        system_prompt: str | None = None,
-    ) -> tuple[Prompt, int]:
-        """The device-side prompt (a batch of one) and the most frames of a request; arguments and errors as for `reply`."""
-        asked, arrays, max_frames = check_request(
-            self.processor, question, voice, max_seconds, system_prompt
-        )
-        codes = self.encode_voice(voice)
-        batch = normalize_inputs(self.config, pack([(asked, arrays)]))
-        padded = batch.voice_wave.shape[1] // self.config.codec.frame_samples
-        voice_frames = np.zeros((1, padded, codes.shape[1]), np.int32)
-        voice_frames[0, : len(codes)] = codes
-        return programs.as_prompt(batch, voice_frames, np.array([len(codes)])), max_frames
-
-    def join(self, chunks: Sequence[Chunk], finish_reason: str) -> Reply:
-        """Chunks of one stream, in order, as one reply."""
-
-        def all_of(name: str, empty: np.ndarray) -> np.ndarray:
-            return np.concatenate([empty, *(getattr(chunk, name) for chunk in chunks)])
-
-        return self._reply(
-            all_of("tokens", np.zeros(0, np.int32)),
-            all_of("frames", np.zeros((0, self.config.num_codebooks), np.int32)),
-            all_of("audio", np.zeros(0, np.float32)),
-            finish_reason,
-        )
-
-    def _reply(self, tokens, frames, audio, finish_reason) -> Reply:
-        if finish_reason == "context":
-            logging.warning(
-                "the reply was cut after %.1f s: the context is full", len(audio) / self.sample_rate
-            )
-        return Reply(
-            text=self.processor.tokenizer.decode(tokens),
-            audio=audio,
-            sample_rate=self.sample_rate,
-            frames=frames,
-            tokens=tokens,
-            finish_reason=finish_reason,
-        )
-
-    def _encoded(
-        self, voice: Voice, arrays: VoiceArrays | None = None
-    ) -> np.ndarray | EncodedVoice:
-        """The voice's codes, which the device may still be computing."""
-        if self._codec_id not in voice._codes:
-            wave = (arrays or voice_arrays(self.processor, voice)).wave
-            voice._codes[self._codec_id] = programs.encoding_voice(self.model, wave)
-        return voice._codes[self._codec_id]
-
-    @functools.cached_property
-    def _codec_id(self) -> str:
-        """Voices saved with one codec's codes are encoded anew for another."""
-        digest = hashlib.sha256()
-        # A few values of every parameter tell codecs apart.
-        for few in jax.device_get(
-            _first_values([x for x in jax.tree.leaves(self.model.codec) if x.ndim])
-        ):
-            digest.update(few.tobytes())
-        return codec_name(digest.hexdigest()[:16], self.config)
-
-
-@jax.jit
-def _first_values(arrays: list[jax.Array]) -> list[jax.Array]:
-    return [x.reshape(-1)[:64] for x in arrays]
+        return self.engine.request(question, voice, max_seconds, sampling, seed, system_prompt)

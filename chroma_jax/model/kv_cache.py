@@ -9,6 +9,7 @@ Axes: L layers, B batch, T query length, S cache length, N heads, K kv heads, G 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -45,6 +46,13 @@ def resized(cache: KVCache, size: int) -> KVCache:
         return jnp.pad(x[:, :, :size], [(0, 0), (0, 0), (0, more), (0, 0)])
 
     return KVCache(fit(cache.k), fit(cache.v), cache.length)
+
+
+def joined(caches: Sequence[KVCache], size: int) -> KVCache:
+    """The rows of several caches, in order, in one with room for `size` positions."""
+    fitting = [resized(cache, size) for cache in caches]
+    k, v = (jnp.concatenate([cache[i] for cache in fitting], axis=1) for i in (0, 1))
+    return KVCache(k, v, jnp.concatenate([cache.length for cache in fitting]))
 
 
 def flat(x: jax.Array) -> jax.Array:

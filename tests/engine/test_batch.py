@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 
 from chroma_jax import Chroma, Sampling, TokenSampling, Turn, Voice
-from chroma_jax.engine import batch as module
-from chroma_jax.engine import caches
-from chroma_jax.engine.batch import BatchFull, StreamBatch
+from chroma_jax.engine import caches, programs, warmup
+from chroma_jax.engine.batch import BatchFull
 from chroma_jax.engine.caches import CacheLedger, CacheSizes
 from chroma_jax.schedule import POSITIONS_PER_BEAT
 
@@ -45,7 +44,7 @@ def alone(golden, requests):
 def make(golden):
     def make(**changes):
         sizes = dict(slots=2, question_positions=384, positions=256)
-        return StreamBatch(golden, **(sizes | changes))
+        return golden.batch(**(sizes | changes))
 
     return make
 
@@ -74,13 +73,13 @@ def test_streams_come_and_go(make, requests, alone):
     streams = [batch.admit(**request) for request in requests[:3]]
     batch.step()
     batch.step()
-    compiled = [f._cache_size() for f in (module._beat, module._insert_row)]
+    compiled = [f._cache_size() for f in (programs.pausing_beat, programs.insert_rows)]
     streams += [batch.admit(**request) for request in requests[3:]]
     run(batch)
     for stream, reply in zip(streams, alone, strict=True):
         assert stream.done
         same(stream, reply)
-    assert [f._cache_size() for f in (module._beat, module._insert_row)] == compiled
+    assert [f._cache_size() for f in (programs.pausing_beat, programs.insert_rows)] == compiled
     assert batch.num_free == 2
     assert batch.step() == []
 
@@ -161,7 +160,7 @@ def compilations():
 def test_nothing_is_compiled_after_warmup(golden, voice, requests, alone, compilations):
     chroma, other = Chroma(golden.model, golden.processor), requests[1]["voice"]
     spoken = (voice.wave[:9000], 24000)
-    batch = StreamBatch(chroma, slots=3, question_positions=512, positions=512)
+    batch = chroma.batch(slots=3, question_positions=512, positions=512)
     assert batch.warmup(voice=[voice, other], question_seconds=0.5, max_seconds=6.0) > 0
     assert len(compilations) > 10
     compilations.clear()
@@ -188,7 +187,7 @@ def test_nothing_is_compiled_after_warmup(golden, voice, requests, alone, compil
         same(stream, alone[index])
     assert len(streams[0].take()) > 30
     with pytest.raises(ValueError, match="no spoken question fits"):
-        StreamBatch(golden, slots=1, question_positions=64).warmup(voice=voice)
+        golden.batch(slots=1, question_positions=64).warmup(voice=voice)
 
 
 def test_a_batch_is_warmed_up_before_its_streams(make, requests, alone):
@@ -215,7 +214,7 @@ def test_all_sizes_that_a_batch_can_have_are_known(limits):
     every = set()
     for _ in range(40):
         prompts = [tuple(rng.integers((20, 10), (400, 300))) for _ in range(4)]
-        known = set(module._reachable(limits, prompts, most + 2 + caches.BEATS_AHEAD))
+        known = set(warmup.reachable(limits, prompts, most + 2 + caches.BEATS_AHEAD))
         room, left, sizes, seen = CacheLedger(limits, slots), np.zeros(slots, int), None, set()
         for _ in range(400):
             # As `StreamBatch`: one row joins, then a beat of all; the end of a row is known one beat late.

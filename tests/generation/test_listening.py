@@ -5,7 +5,6 @@ import pytest
 
 from chroma_jax import Turn
 from chroma_jax.engine import programs
-from chroma_jax.engine.batch import StreamBatch
 from chroma_jax.engine.caches import CacheSizes
 from chroma_jax.generation import listening as module
 
@@ -94,7 +93,7 @@ def test_history_text_and_other_rates(golden, voice, speech):
 def test_a_long_recording_at_once_goes_in_many_chunks_at_a_time(golden, voice, speech, monkeypatch):
     calls = []
     monkeypatch.setattr(
-        module.programs, "extend", lambda *a, hear=programs.extend: calls.append(a[4]) or hear(*a)
+        module.programs, "extend", lambda *a, hear=programs.extend: calls.append(a[5]) or hear(*a)
     )
     check(golden, voice, np.concatenate([speech] * 3), 24000, "whole")
     assert [None if c is None else c.shape[1] for c in calls] == [None, 8, 1] * 2
@@ -109,7 +108,7 @@ def test_a_second_listening_compiles_nothing(golden, voice, speech):
 
 def test_a_running_batch_answers(golden, voice, speech):
     want = golden.reply((speech, 24000), voice=voice, **SHORT)
-    batch = StreamBatch(golden, slots=2, question_positions=512, positions=512)
+    batch = golden.batch(slots=2, question_positions=512, positions=512)
     listening = golden.listen(voice=voice)
     for piece in pieces(speech, "4"):
         listening.push(piece, 24000)

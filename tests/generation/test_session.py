@@ -201,7 +201,7 @@ def test_voice_is_encoded_once_and_survives_a_file(
     loaded = Voice.load(tmp_path / "voice.npz")
     assert loaded.text == voice.text
     np.testing.assert_array_equal(loaded.wave, voice.wave)
-    np.testing.assert_array_equal(loaded._codes[golden._codec_id], codes)
+    np.testing.assert_array_equal(loaded._codes[golden.engine.codec_id], codes)
     assert [p.name for p in tmp_path.iterdir()] == ["voice.npz"]
     request = dict(max_seconds=0.5)
     same(

@@ -9,15 +9,14 @@ import pytest
 
 from chroma_jax import Sampling, compilation_cache
 from chroma_jax.engine import caches, programs
-from chroma_jax.generation import listening
 
 PROGRAMS = {
     "prefill": programs.prefill,
-    "hear": programs.extend,
+    "extend": programs.extend,
     "start": programs.start,
     "beat": programs.beat,
     "grow": caches._grow,
-    "cache": listening.listening_cache,
+    "cache": programs.empty_reasoner_cache,
 }
 
 
