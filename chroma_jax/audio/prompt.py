@@ -18,6 +18,7 @@ from chroma_jax.audio.mel import MelConfig, log_mel
 from chroma_jax.audio.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, tiny_tokenizer
 from chroma_jax.audio.wav import AudioError, AudioSource, load_audio
 from chroma_jax.config import ChromaConfig
+from chroma_jax.messages import shown
 
 DEFAULT_SYSTEM_PROMPT = (
     "You are Chroma, an advanced virtual human created by the FlashLabs. You possess the ability to understand "
@@ -147,6 +148,8 @@ class Processor:
         return OpenQuestion(Question(before, mels), after)
 
     def _system_prompt(self, given: str | None) -> str:
+        if given is not None and not isinstance(given, str):
+            raise ValueError(f"system_prompt must be text, got {shown(given)}")
         return self.system_prompt if given is None else given
 
     def _mel(self, audio: Audio) -> np.ndarray:

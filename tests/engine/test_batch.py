@@ -99,6 +99,173 @@ def test_a_slow_listener_holds_its_own_row_only(make, requests, alone):
     same(slow, alone[0])
 
 
+@pytest.mark.parametrize("max_pending", [1, 2])
+def test_a_listener_may_take_one_chunk_at_a_time(make, requests, alone, max_pending):
+    batch = make(max_pending=max_pending)
+    stream = batch.admit(**requests[4])
+    for _ in range(100):
+        batch.step()
+        assert stream.num_pending <= max_pending
+        stream.take()
+        if stream.done:
+            break
+    same(stream, alone[4])
+
+
+def test_a_stream_says_where_it_is(make, requests):
+    batch = make(slots=1, max_pending=1)
+    first, second = batch.admit(**requests[0]), batch.admit(**requests[1])
+    assert [first.status, second.status] == ["queued", "queued"]
+    batch.step()
+    assert [first.status, second.status] == ["paused", "queued"]
+    assert first.finish_reason == "running"
+    first.take()
+    assert first.status == "running"
+    batch.cancel(first)
+    batch.step()
+    assert [first.status, second.status] == ["done", "paused"]
+
+
+class Broken(Exception):  # noqa: N818
+    pass
+
+
+@pytest.fixture
+def breaks(monkeypatch):
+    """Makes a call of the device raise, the next time."""
+
+    def once(where, name):
+        whole = getattr(where, name)
+
+        def broken(*args, **kwargs):
+            monkeypatch.setattr(where, name, whole)
+            raise Broken(name)
+
+        monkeypatch.setattr(where, name, broken)
+
+    return once
+
+
+# What fails, and which of two streams it must end: one that runs, one that joins. A third waits.
+FAILURES = {
+    "prefill": (programs, {"joins"}),
+    "insert_rows": (programs, {"runs", "joins"}),
+    "resize": (caches, {"runs", "joins"}),
+    "pausing_beat": (programs, {"runs", "joins"}),
+    "device_get": (jax, {"runs", "joins"}),
+}
+
+
+@pytest.mark.parametrize("call", FAILURES)
+def test_a_failure_ends_the_rows_that_it_is_about(make, requests, alone, breaks, call):
+    where, lost = FAILURES[call]
+    batch = make()
+    streams = {"runs": batch.admit(**requests[1])}
+    batch.step()
+    if call == "resize":  # a voice that needs larger caches
+        batch._state = caches.resize(batch._state, CacheSizes(300, 200))
+    streams |= {"joins": batch.admit(**requests[0]), "waits": batch.admit(**requests[2])}
+    breaks(where, call)
+    run(batch)
+    for (name, stream), index in zip(streams.items(), (1, 0, 2), strict=True):
+        if name in lost:
+            assert (stream.status, stream.finish_reason) == ("failed", "failed")
+            with pytest.raises(Broken, match=call):
+                stream.reply()
+            with pytest.raises(Broken, match=call):
+                stream.result()
+        else:
+            same(stream, alone[index])
+    assert batch.num_free == 2
+    again = batch.admit(**requests[1])
+    run(batch)
+    same(again, alone[1])
+
+
+def test_a_failure_of_the_first_row_leaves_the_others(make, requests, alone, breaks):
+    batch = make()
+    breaks(programs, "empty_like")
+    first, second = batch.admit(**requests[0]), batch.admit(**requests[1])
+    run(batch)
+    assert first.status == "failed"
+    same(second, alone[1])
+
+
+def test_a_failed_ending_is_a_failure_of_those_who_go_on(make, requests, alone, breaks):
+    batch = make()
+    gone, stays, waits = (batch.admit(**requests[i]) for i in (0, 2, 1))
+    batch.step()
+    batch.step()
+    breaks(programs, "end_rows")
+    batch.cancel(gone)
+    run(batch)
+    assert (gone.status, stays.status) == ("done", "failed")
+    same(waits, alone[1])
+    batch.cancel(stays)  # is nothing
+    assert stays.finish_reason == "failed"
+
+
+def test_a_mistake_about_one_row_ends_that_row(make, requests, alone, monkeypatch):
+    batch = make()
+    bad, good = (batch.admit(**requests[i]) for i in (0, 4))
+    told = []
+    bad._on_news = told.append
+    monkeypatch.setattr(bad, "deliver", lambda *a: 1 / 0)
+    run(batch)
+    assert isinstance(bad.error, ZeroDivisionError)
+    assert told == [bad]
+    same(good, alone[4])
+
+
+def test_a_question_that_cannot_be_taken_in_ends_alone(
+    golden, make, requests, alone, voice, breaks
+):
+    for call in ("extend", "start"):
+        batch = golden.batch(slots=2, question_positions=512, positions=512)
+        runs = batch.admit(**requests[4])
+        batch.step()
+        listening = golden.listen(voice=voice, batch=batch)
+        listening.push(voice.wave[:30000], 24000)
+        stream = batch.admit_request(listening.request(max_seconds=0.3))
+        breaks(programs, call)
+        run(batch)
+        assert isinstance(stream.error, Broken)
+        same(runs, alone[4])
+
+
+def test_a_listener_that_fails_harms_nobody(make, requests, alone):
+    batch = make()
+    heard = []
+
+    def on_news(stream):
+        heard.append(stream.finish_reason)
+        raise Broken
+
+    stream = batch.admit(**requests[1], on_news=on_news)
+    run(batch)
+    same(stream, alone[1])
+    assert heard[-1] == "length" and len(heard) == 3
+
+
+def test_the_caches_shrink_when_a_long_row_has_gone(golden, make, requests, alone, monkeypatch):
+    monkeypatch.setattr(caches, "SHRINK_AFTER", 2)
+    batch = golden.batch(slots=2, question_positions=384)
+    long, short = batch.admit(**requests[0]), batch.admit(**requests[4])
+    batch.step()
+    batch._state = caches.resize(batch._state, CacheSizes(384, 1024))  # as if it had been long
+    batch.step()
+    batch.cancel(long)
+    sizes = []
+    while batch.busy:
+        batch.step()
+        sizes.append(caches.sizes_of(batch._state).backbone if batch._state else None)
+    assert 256 in sizes or 512 in sizes
+    same(short, alone[4])
+    assert sizes[-1] is not None
+    batch.step()
+    assert batch._state is None  # nobody is in
+
+
 def test_cancelling_frees_the_slot_and_disturbs_nobody(make, requests, alone):
     batch = make()
     first, second, waiting, last = (batch.admit(**requests[i]) for i in (0, 2, 4, 1))
@@ -217,7 +384,7 @@ def test_all_sizes_that_a_batch_can_have_are_known(limits):
         known = set(warmup.reachable(limits, prompts, most + 2 + caches.BEATS_AHEAD))
         room, left, sizes, seen = CacheLedger(limits, slots), np.zeros(slots, int), None, set()
         for _ in range(400):
-            # As `StreamBatch`: one row joins, then a beat of all; the end of a row is known one beat late.
+            # As `RunningBatch`: one row joins, then a beat of all; the end of a row is known one beat late.
             if rng.random() < 0.1 and (left == 0).any():
                 slot, prompt = int(np.argmin(left)), prompts[rng.integers(4)]
                 left[slot] = rng.integers(1, most + 1) + 1
@@ -235,6 +402,9 @@ def test_all_sizes_that_a_batch_can_have_are_known(limits):
             left = np.maximum(left - 1, 0)
             for slot in np.flatnonzero(ended):
                 room.leave(slot)
+            if left.any() and rng.random() < 0.05:  # the caches have long been too large
+                sizes = CacheSizes(*map(min, room.sizes(), sizes))
+                seen.add(sizes)
         assert seen <= known
         every |= seen
     assert len(every) > 3

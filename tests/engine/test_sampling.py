@@ -96,9 +96,11 @@ def test_stages_have_their_own_controls():
 @pytest.mark.parametrize(
     "bad",
     [{"temperature": -1}, {"temperature": float("nan")}, {"top_k": -3}, {"top_k": 2.5}, {"top_p": 0.0},
-     {"top_p": 1.5}, {"min_p": -0.1}, {"repetition_penalty": 0.0}, {"temperature": "hot"}],
+     {"top_p": 1.5}, {"min_p": -0.1}, {"repetition_penalty": 0.0}, {"temperature": "hot"}, {"top_k": 2**31}, {"top_k": None}, {"top_k": True},
+     {"temperature": 1e39}, {"repetition_penalty": 1e-46}, {"min_p": True}, {"text": None}, {"text": {}}, {"code0": 0.7}, {"codes": "hot"}],
     ids=str,
 )  # fmt: skip
 def test_values_out_of_range_are_named(bad):
-    with pytest.raises(ValueError, match=next(iter(bad))):
+    with pytest.raises(ValueError, match=next(iter(bad))) as error:
         Sampling(**bad)
+    assert len(str(error.value)) <= 200

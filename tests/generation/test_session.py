@@ -1,6 +1,7 @@
 """The Python face on the tiny checkpoint: stream equals reply, rows equal rows alone, seeds, ends, errors."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -89,12 +90,12 @@ def test_text_ends_row_by_row(golden, rows):
 def with_stop_at(chroma, code):
     """Weights that stop where the plain ones would choose `code` as code 0, and otherwise go the same way.
 
-    Zero Decoder heads choose code 0 for every codebook 1..7; then a frame is the stop frame exactly when its code 0
-    is 0, so ids 0 and `code` change places in the head and in the embedding of codebook 0.
+    Zero Decoder heads choose code 0 for codebooks 1..6; the last one may be anything. Then a frame is the stop frame exactly when
+    its code 0 is 0, so ids 0 and `code` change places in the head and in the embedding of codebook 0.
     """
     model = chroma.model
     state = jax.tree.map(lambda x: x, nnx.state(model))
-    state["decoder"]["heads"].set_value(jnp.zeros_like(model.decoder.heads[...]))
+    state["decoder"]["heads"].set_value(model.decoder.heads[...].at[:-1].set(0))
     ids = np.arange(chroma.config.backbone.vocab_size)
     ids[[0, code]] = code, 0
     table = model.backbone.audio_embedding[...]
@@ -106,7 +107,9 @@ def with_stop_at(chroma, code):
 def test_rows_stop_by_themselves_and_the_stop_frame_is_not_heard(golden, rows):
     endless = with_stop_at(golden, 0)
     batch = pack(rows)
-    code0 = endless.generate(batch, max_frames=16).frames[..., 0]
+    plain = endless.generate(batch, max_frames=16).frames
+    code0 = plain[..., 0]
+    assert (plain[..., 1:-1] == 0).all() and (plain[..., -1] != 0).mean() > 0.9
     # A code of row 1 in mid-reply that is not its first; rows without it go on.
     code = next(int(c) for c in code0[1, 3:] if c not in code0[1, :3])
     stops = [np.flatnonzero(row == code) for row in code0]
@@ -156,6 +159,41 @@ def test_same_seed_same_reply(golden, question_path, voice):
     same(golden.reply(question_path, seed=1, **request), first)
     other = golden.reply(question_path, seed=2, **request)
     assert (other.frames != first.frames).any()
+
+
+def test_every_draw_is_its_own(golden, rows):
+    """Of equal logits, what is drawn shows the key that it is drawn with."""
+    model = golden.model
+    state = jax.tree.map(lambda x: x, nnx.state(model))
+    for stage, name in (("reasoner", "embedding"), ("backbone", "head"), ("decoder", "heads")):
+        state[stage][name].set_value(jnp.zeros_like(state[stage][name][...]))
+    if not model.cfg.reasoner.tie_embeddings:
+        state["reasoner"]["head"].set_value(jnp.zeros_like(state["reasoner"]["head"][...]))
+    flat = Chroma(nnx.merge(nnx.graphdef(model), state), golden.processor)
+    even = Sampling(temperature=1.0, text=TokenSampling(temperature=1.0))
+    out = flat.generate(pack(rows), max_frames=21, sampling=even, seed=[5, 5, 6])
+    np.testing.assert_array_equal(out.frames[0], out.frames[1])  # the same seed
+    codes, words = out.frames[0].reshape(-1), out.text_tokens[0, : out.num_text_tokens[0]]
+    vocabulary = golden.config.backbone.vocab_size
+    # As many different ones as so many draws of a uniform distribution give, and some luck.
+    expected = vocabulary * (1 - (1 - 1 / vocabulary) ** len(codes))
+    assert len(set(codes)) > 0.8 * expected
+    assert len(set(words)) > 0.8 * len(words)
+    for frame in out.frames[0]:
+        assert len(set(frame)) > 4
+    assert (out.frames[0] != out.frames[2]).mean() > 0.9
+
+
+def test_the_word_just_spoken_is_penalised(golden, question_path, voice):
+    def words(penalty):
+        sampling = dataclasses.replace(SAMPLING, text=TokenSampling(repetition_penalty=penalty))
+        return golden.reply(
+            question_path, voice=voice, max_seconds=2.3, sampling=sampling
+        ).tokens.tolist()
+
+    plain, penalised = words(1.0000001), words(1e6)
+    assert any(a == b for a, b in itertools.pairwise(plain)), plain
+    assert len(set(penalised)) == len(penalised)
 
 
 def test_every_sampling_control_reaches_its_stage(golden, question_path, voice):
@@ -255,6 +293,15 @@ def test_nothing_is_a_valid_reply(golden, rows):
         (dict(max_seconds=1000), "max_seconds 1000"),
         (dict(seed=-1), "seed"),
         (dict(seed=1.5), "seed"),
+        (dict(max_seconds=float("inf")), "max_seconds must be a positive, finite number"),
+        (dict(max_seconds="3"), "max_seconds must be a positive, finite number"),
+        (dict(max_seconds=True), "max_seconds must be a positive, finite number"),
+        (dict(max_seconds=10**400), "max_seconds 1000"),
+        (dict(sampling=TokenSampling()), "sampling must be a Sampling"),
+        (dict(sampling={"temperature": 1.0}), "sampling must be a Sampling"),
+        (dict(system_prompt=3), "system_prompt must be text"),
+        (dict(system_prompt=True), "system_prompt must be text"),
+        (dict(system_prompt=["x"]), "system_prompt must be text"),
         (dict(voice=None), "voice must be a Voice"),
         (dict(voice="ref.wav"), "voice must be a Voice"),
     ],
