@@ -159,8 +159,8 @@ def chroma(checkpoint: str, voice_audio: str, voice_text: str, **more: Any) -> S
     voice = chroma_jax.Voice(voice_audio, voice_text)
 
     def say(text: str, seed: int) -> tuple[np.ndarray, int]:
-        reply = model.say(text, voice, seed=seed % 2**31, **more)
-        return np.asarray(reply.audio, np.float32), int(reply.sampling_rate)
+        reply = model.say(text, voice=voice, seed=seed % 2**31, **more)
+        return np.asarray(reply.audio, np.float32), reply.sample_rate
 
     return say
 
