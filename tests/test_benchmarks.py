@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from chroma_jax.config import tiny
-from chroma_jax.engine import programs
 from chroma_jax.engine.state import Finish
 from chroma_jax.model.chroma import abstract_model
 
@@ -97,7 +96,7 @@ def test_latency_and_roofline(quick, subject):
     live = common.Live(subject, common.make_prompt(subject.config, 1, 2.0, 2.0), 10)
     live.run(5, text_beats=2)
     assert int(live.state.num_tokens[0]) == 2
-    assert programs.finish_name(live.state.finish[0]) == Finish.LENGTH.name.lower()
+    assert live.state.finish[0] == Finish.LENGTH
     tables = quick("roofline")
     (beat,) = (t["rows"] for name, t in tables.items() if name.startswith("One beat"))
     assert [row["stage"] for row in beat[:4]] == ["Reasoner", "Backbone", "Decoder", "Codec"]

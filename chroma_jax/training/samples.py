@@ -39,7 +39,9 @@ from chroma_jax.data.plan import Planned
 from chroma_jax.engine import beat as beats
 from chroma_jax.engine import programs
 from chroma_jax.engine.beat import Beat, Prompt
+from chroma_jax.engine.reply import Generated, collect
 from chroma_jax.engine.sampling import Sampling, controls
+from chroma_jax.engine.state import Forced
 from chroma_jax.model.chroma import ChromaModel
 from chroma_jax.model.kv_cache import init_cache
 from chroma_jax.training.config import SPEECH
@@ -161,7 +163,7 @@ class Samples:
         rows = range(len(self._names))
         if not self._speaks:
             return [self._reply(row, tokens) for row, tokens in zip(rows, out, strict=True)]
-        made = programs.collect(self._trainer.cfg, [out], True)
+        made = collect(self._trainer.cfg, [out], True)
         return [self._spoken_reply(row, made) for row in rows]
 
     def recorded(self, state: TrainState, frozen: dict[str, Any]) -> list[Sample]:
@@ -193,7 +195,7 @@ class Samples:
             same_text=len(tokens) > 0 and np.array_equal(tokens, wanted[: len(tokens)]),
         )
 
-    def _spoken_reply(self, row: int, made: programs.Generated) -> Sample:
+    def _spoken_reply(self, row: int, made: Generated) -> Sample:
         b, frames = self._batch, made.frames[row, : made.num_frames[row]]
         recorded = b.frames[row, : b.frame_lengths[row] - 1][: self._max_frames]
         reply = self._reply(row, made.text_tokens[row, : made.num_text_tokens[row]])
@@ -253,17 +255,13 @@ def _speak(
         return beats.decode(model, state, num_beats)[1]
     hidden, text = given
     llama = model.cfg.reasoner.text
-    hidden = hidden.astype(llama.dtype).swapaxes(0, 1)
-    # The Reasoner thinks along, in a cache of its own, and is not listened to.
-    cache = init_cache(llama, rows, num_beats + 1)
-    state = beats.start(
-        model, prompt, cache, hidden[0], greedy, keys, limit, backbone_size=backbone_size
-    )
-
-    def step(state, now):
-        return beats.beat(model, state._replace(hidden=now[0], token=now[1]))
-
-    return jax.lax.scan(step, state, (hidden, text.swapaxes(0, 1)))[1]
+    hidden = hidden.astype(llama.dtype)
+    # The Reasoner is not asked: what it would have thought is given, too.
+    cache = init_cache(llama, rows, 1)
+    sizes = dict(backbone_size=backbone_size)
+    state = beats.start(model, prompt, cache, hidden[:, 0], greedy, keys, limit, **sizes)
+    forced = Forced(text, jnp.full(rows, num_beats), hidden)
+    return beats.decode(model, state._replace(forced=forced), num_beats)[1]
 
 
 def _write_text(model: ChromaModel, prompt: Prompt, given: None, *, num_tokens: int) -> jax.Array:

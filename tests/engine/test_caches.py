@@ -13,6 +13,8 @@ from chroma_jax.engine.caches import CacheLedger, CacheSizes, final_sizes, ladde
 from chroma_jax.engine.voice import EncodedVoice
 from chroma_jax.model.chroma import abstract_model
 
+HOT = Sampling(temperature=1.0, top_k=20)
+
 
 @pytest.fixture
 def small_steps(monkeypatch):
@@ -68,6 +70,22 @@ def test_growing_changes_nothing_and_ends_where_the_context_does(
             pass
     same(stream.reply(), want)
     assert [s.backbone for s in sizes] == [128, 128]
+
+
+@pytest.mark.parametrize(
+    "transcript",
+    ["and mister joh", "and mister john", "and mister john d", "and mister john da"],
+    ids=len,
+)
+def test_every_remainder_of_the_context_is_used_as_far_as_beats_go(
+    short_context, voice, transcript
+):
+    """From 3 positions left to none: a beat that does not fit whole is not begun."""
+    voice = Voice((voice.wave[:40000], 24000), transcript)  # 21 frames
+    positions = 21 + len(transcript) + 2
+    reply = short_context[1].reply(Turn(text="Why?"), voice=voice, sampling=HOT, seed=3)
+    assert reply.finish_reason == "context"
+    assert len(reply.frames) == 2 * ((128 - positions) // 4)
 
 
 def test_a_running_batch_grows_with_its_longest_stream(small_steps, short_context, short_voice):

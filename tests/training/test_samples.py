@@ -15,6 +15,7 @@ from chroma_jax.checkpoint import load
 from chroma_jax.data.mixture import Mixture
 from chroma_jax.data.prepare import prepare
 from chroma_jax.engine import programs
+from chroma_jax.engine.reply import collect
 from chroma_jax.engine.sampling import Sampling
 from chroma_jax.training import samples
 from chroma_jax.training.samples import Samples
@@ -36,6 +37,12 @@ def sampler(golden_model, dataset, count=3, train=None):
     mixture = Mixture(trainer.cfg, [dataset], num_shapes=2)
     made = Samples(trainer, mixture, tokenizer, count=count, max_seconds=SECONDS, seed=0)
     return made, state, frozen
+
+
+def run(model, state, frames):
+    """A reply of so many frames in one call."""
+    _, out = programs.decode(model, state, -(-frames // 2))
+    return collect(model.cfg, [jax.device_get(out)], True)
 
 
 def same(a, b):
@@ -63,7 +70,7 @@ def test_a_sample_is_the_reply_that_a_user_gets(spoken, golden_model, dataset):
     assert [reply.record for reply in replies] == ["r0", "r1", "r2"]
     frames = int(SECONDS * 12.5)
     state = programs.begin(golden_model.model, made._prompt, frames, [Sampling()] * 3, [7, 8, 9])
-    out = programs.run(golden_model.model, state, frames)
+    out = run(golden_model.model, state, frames)
     for row, (reply, record) in enumerate(zip(replies, read_records(dataset), strict=False)):
         np.testing.assert_array_equal(reply.frames, out.frames[row, : out.num_frames[row]])
         np.testing.assert_allclose(reply.audio, out.audio[row], rtol=0, atol=1e-5)
@@ -108,7 +115,7 @@ def test_lora_speaks_with_its_factors_merged(golden_model, dataset):
     replies = made(state, frozen)
     frames, model = int(SECONDS * 12.5), made._trainer.model_of(state, frozen)
     begun = programs.begin(model, made._prompt, frames, [Sampling()] * 3, [0] * 3)
-    out = programs.run(model, begun, frames)
+    out = run(model, begun, frames)
     for row, reply in enumerate(replies):
         np.testing.assert_array_equal(reply.frames, out.frames[row, : out.num_frames[row]])
 
