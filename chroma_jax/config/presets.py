@@ -124,6 +124,30 @@ def chroma_4b() -> ChromaConfig:
     )
 
 
+def mini_codec() -> CodecConfig:
+    """A Mimi of 3.2 million weights that trains and runs on CPUs: 8 codebooks of 512, 12.5 frames a second, 0.9 kbit/s.
+
+    Strides are longest where the rate is highest, which halves the operations of Mimi's order.
+    """
+    return dataclasses.replace(
+        chroma_4b().codec,
+        hidden_size=192,
+        num_filters=16,
+        upsampling_ratios=(4, 5, 6, 8),
+        upsample_groups=192,
+        codebook_size=512,
+        codebook_dim=64,
+        quantizer_size=64,
+        num_layers=2,
+        num_heads=6,
+        num_kv_heads=6,
+        head_dim=32,
+        intermediate_size=512,
+        sliding_window=32,
+        layer_scale_initial=0.1,
+    )
+
+
 def chroma_100m() -> ChromaConfig:
     """The structure of Chroma-4B at 113 M weights, to measure speed where Chroma-4B does not fit: no such model is trained.
 
@@ -327,4 +351,82 @@ def debug() -> ChromaConfig:
             ),
             embedding_size=width,
         ),
+    )
+
+
+def mini() -> ChromaConfig:
+    """A Chroma of 30 million weights that two CPU cores train and run in real time (`configs/mini_speech.py`).
+
+    Reasoner 19 M, Backbone 6 M, Decoder 2 M, Codec 3 M. Of the Reasoner 14 M are ears: the first four layers of a Whisper base
+    (`chroma_jax.checkpoint.whisper`), over chunks of one second, so that little is left to hear when a question ends.
+    """
+    big = chroma_4b()
+    replace = dataclasses.replace
+    width = 256
+    text = replace(
+        big.reasoner.text,
+        hidden_size=width,
+        intermediate_size=768,
+        num_layers=6,
+        num_heads=4,
+        head_dim=64,
+        max_positions=2048,
+        rope=RopeConfig(theta=1e4, sections=(8, 12, 12)),
+    )
+    audio = replace(
+        big.reasoner.audio,
+        num_mel_bins=80,
+        hidden_size=512,
+        intermediate_size=2048,
+        num_layers=4,
+        num_heads=8,
+        window=50,
+        output_size=width,
+    )
+    return replace(
+        big,
+        reasoner=replace(
+            big.reasoner,
+            text=text,
+            audio=audio,
+            vocab_size=2048,
+            audio_token_id=2040,
+            audio_start_token_id=2041,
+            audio_end_token_id=2042,
+            pad_token_id=2043,
+        ),
+        backbone=replace(
+            big.backbone,
+            llama=replace(
+                big.backbone.llama,
+                hidden_size=width,
+                intermediate_size=768,
+                num_layers=6,
+                num_heads=4,
+                num_kv_heads=2,
+                max_positions=1024,
+                rope=RopeConfig(theta=1e4),
+            ),
+            vocab_size=515,
+        ),
+        decoder=replace(
+            big.decoder,
+            llama=replace(
+                big.decoder.llama,
+                hidden_size=192,
+                intermediate_size=512,
+                num_layers=3,
+                num_heads=3,
+                num_kv_heads=1,
+                head_dim=64,
+                rope=RopeConfig(theta=1e4),
+            ),
+            vocab_size=515,
+            embedding_size=width,
+        ),
+        codec=mini_codec(),
+        text_start_token_id=2044,
+        text_end_token_id=2045,
+        im_end_token_id=2046,
+        codebook_pad_token_id=514,
     )

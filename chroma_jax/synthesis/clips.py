@@ -161,9 +161,14 @@ class Clips:
             wave = sound.tidy(wave, rate, config.sound)
         except sound.SoundlessError:
             return Verdict("silent", {}), np.zeros(0, np.float32)
-        heard = use == ANSWER or config.filters.hear_questions
         verdict = filters.judge(
-            text, wave, config.sound.rate, config.filters, self._judges, typical, heard=heard
+            text,
+            wave,
+            config.sound.rate,
+            config.filters,
+            self._judges,
+            typical,
+            answer=use == ANSWER,
         )
         return verdict, wave
 

@@ -66,7 +66,7 @@ def judge(
     judges: Judges,
     typical: Typical,
     *,
-    heard: bool,
+    answer: bool,
 ) -> Verdict:
     """Looks at a clip.
 
@@ -77,7 +77,8 @@ def judge(
       config: what it must be.
       judges: who is asked.
       typical: the voice's usual clip.
-      heard: whether judges are asked too, beside what can be counted.
+      answer: whether it is an answer. Questions are not spoken by the model and need no room for tokens; judges hear them if
+        `config.hear_questions`.
     """
     seconds = len(wave) / rate
     scores: dict[str, float | str] = {"seconds": round(seconds, 3)}
@@ -96,11 +97,13 @@ def judge(
         return verdict("pace")
     # The last token ends the text, and speech has its place only in twice as many frames.
     tokens = len(_TOKENS.findall(text)) + 1
-    if config.room is not None and seconds * FRAME_RATE < config.room * tokens:
+    if answer and config.room is not None and seconds * FRAME_RATE < config.room * tokens:
         return verdict("pace")
     if config.max_pause is not None and longest_pause(wave, rate) > config.max_pause:
         return verdict("pause")
-    return verdict(_ask(text, wave, rate, config, judges, typical, scores) if heard else None)
+    if not (answer or config.hear_questions):
+        return verdict(None)
+    return verdict(_ask(text, wave, rate, config, judges, typical, scores))
 
 
 def _ask(text, wave, rate, config, judges, typical, scores) -> str | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import jax
@@ -24,9 +24,11 @@ from chroma_jax import checkpoint, paths
 from chroma_jax.audio.prompt import DEFAULT_SYSTEM_PROMPT
 from chroma_jax.audio.tokenizer import IM_START
 from chroma_jax.audio.wav import load_audio
+from chroma_jax.checkpoint import params
+from chroma_jax.checkpoint.whisper import encoder_arrays, read_whisper
 from chroma_jax.config import ChromaConfig
 from chroma_jax.data.manifest import BadRow, Row, read_manifest
-from chroma_jax.model.chroma import random_model
+from chroma_jax.model.chroma import ChromaModel, random_model
 from chroma_jax.model.codec import Codec
 from chroma_jax.model.codec.quantizer import ResidualQuantizer
 from chroma_jax.model.codec.seanet import shrink
@@ -51,6 +53,7 @@ def create(
     *,
     vocab_size: int = 1024,
     codebook_seconds: float = 600.0,
+    ears: str = "",
     seed: int = 0,
     overwrite: bool = False,
     say: Callable[[str], None] = lambda line: None,
@@ -63,12 +66,15 @@ def create(
       manifest: of the data, see `chroma_jax.data.manifest`.
       vocab_size: of the tokenizer at most, 256 bytes and the control tokens included.
       codebook_seconds: how much of the answers' sound the codebooks are made from, at most.
+      ears: whose first layers the Reasoner's audio encoder begins with: "whisper-base", or the directory of a Whisper in CTranslate2's
+        format; "" for random ones.
       seed: of the weights.
       overwrite: whether a checkpoint at `out` may be replaced.
       say: told, a line each, what happens.
 
     Raises:
-      ValueError: a manifest with bad rows or too little sound, a vocabulary that is too small, an `out` that cannot be written.
+      ValueError: a manifest with bad rows or too little sound, a vocabulary that is too small, ears that are not there or do not fit, an
+        `out` that cannot be written.
     """
     out, manifest = paths.expand(out), paths.expand(manifest)
     if not overwrite and os.path.isdir(out) and os.listdir(out):
@@ -83,10 +89,13 @@ def create(
     ]
     if inside:  # --overwrite takes all that is there away
         raise ValueError(f"{out} holds an input, {inside[0]}; choose another --out")
+    heard = encoder_arrays(read_whisper(ears), sizes.reasoner.audio) if ears else {}
     backend = train_tokenizer([*_FRAME_TEXTS, *_texts(rows)], vocab_size)
     config = with_vocabulary(sizes, backend)
     say(f"tokenizer: {backend.get_vocab_size()} tokens, learned from the texts of {len(rows)} rows")
-    model = random_model(config, seed)
+    model = _with_ears(random_model(config, seed), heard)
+    if heard:
+        say(f"ears: convolutions and {config.reasoner.audio.num_layers} layers of {ears}")
     codec, bits = fit_codebooks(
         model.codec, _waves(rows, config, codebook_seconds), np.random.default_rng(seed)
     )
@@ -102,6 +111,15 @@ def create(
     size = sum(leaf.size for leaf in jax.tree.leaves(model))
     say(f"{out}: {size:,} random weights; nothing in it can speak yet")
     return config
+
+
+def _with_ears(model: ChromaModel, heard: Mapping[str, np.ndarray]) -> ChromaModel:
+    """The model with these parameters of its audio encoder, which are named from there on."""
+    arrays = params.flatten(model)
+    for name, array in heard.items():
+        path = f"reasoner/audio_encoder/{name}"
+        arrays[path] = jnp.asarray(array, arrays[path].dtype)
+    return params.build(model, arrays)
 
 
 def _texts(rows: Sequence[Row]) -> Iterator[str]:

@@ -8,14 +8,20 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from chroma_jax import paths
-from chroma_jax.config import ChromaConfig, chroma_4b, chroma_100m, debug, tiny
+from chroma_jax.config import ChromaConfig, chroma_4b, chroma_100m, debug, mini, tiny
 from chroma_jax.data.mixture import Source
 from chroma_jax.data.pipeline import Reading
 from chroma_jax.data.plan import Limits
 from chroma_jax.training import config
 from chroma_jax.training.config import TrainConfig
 
-SIZES = {"tiny": tiny, "debug": debug, "chroma_100m": chroma_100m, "chroma_4b": chroma_4b}
+SIZES = {
+    "tiny": tiny,
+    "debug": debug,
+    "mini": mini,
+    "chroma_100m": chroma_100m,
+    "chroma_4b": chroma_4b,
+}
 STARTS = ("checkpoint", "random")
 
 

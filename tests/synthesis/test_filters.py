@@ -27,9 +27,9 @@ def panel(heard=TEXT, wer=0.0, ends=True, embedding=(1.0, 0.1), mos=3.1) -> Judg
     )
 
 
-def judged(seconds=2.0, judges=None, wave=None, text=TEXT, heard=True, config=CONFIG):
+def judged(seconds=2.0, judges=None, wave=None, text=TEXT, answer=True, config=CONFIG):
     wave = tone(seconds) if wave is None else wave
-    return filters.judge(text, wave, RATE, config, judges or panel(), TYPICAL, heard=heard)
+    return filters.judge(text, wave, RATE, config, judges or panel(), TYPICAL, answer=answer)
 
 
 def test_what_is_good_stays():
@@ -69,7 +69,12 @@ def test_judges_are_not_asked_of_questions():
     def fail(*_):
         raise AssertionError("asked")
 
-    assert judged(judges=Judges(fail, fail, fail, fail), heard=False).reason is None
+    assert judged(judges=Judges(fail, fail, fail, fail), answer=False).reason is None
+
+
+def test_a_question_needs_no_room():
+    letters = "A, B, C, D, E, F, G, H, I, J, K, L."
+    assert judged(text=letters, seconds=1.5, answer=False).reason is None
 
 
 def test_none_switches_off():

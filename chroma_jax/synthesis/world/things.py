@@ -240,7 +240,7 @@ FAMILIES = (
             "How is {a} spelled?",
         ),
         held_phrasings=("Please spell the word {a}.",),
-        says="{b}.",
+        says="The letters are {b}.",
         follow_ups=("And {a}?",),
     ),
     Family(
