@@ -3,6 +3,9 @@ r"""Judges speech and dialogue: one task a call, named first.
     python -m chroma_jax.evaluate speech --list=meta.lst --wavs=DIR --out=RESULTS       scores sounds that lie there
     python -m chroma_jax.evaluate speech --list=meta.lst --checkpoint=DIR --out=RESULTS the same, spoken by Chroma
     python -m chroma_jax.evaluate dialogue --questions=Q.jsonl --checkpoint=DIR --out=RESULTS
+    python -m chroma_jax.evaluate uro --data=URO-Bench-data --checkpoint=DIR --out=RESULTS [--judge_url=http://...]
+    python -m chroma_jax.evaluate big_bench_audio --data=DIR --checkpoint=DIR --out=RESULTS
+    python -m chroma_jax.evaluate voicebench --data=mmsu.jsonl --checkpoint=DIR --out=RESULTS
     python -m chroma_jax.evaluate listening --first=DIR --second=DIR --names=ours,theirs --out=SHEET      makes a page
     python -m chroma_jax.evaluate listening --key=SHEET/key.csv --answers=A.csv,B.csv --system=ours --out=RESULTS
     python -m chroma_jax.evaluate report --results=RESULTS,OTHERS --out=report.html     one page with tables and plots
@@ -200,6 +203,54 @@ def _asked(given: flags.FlagValues) -> dict:
     )
 
 
+# --- benchmarks -----------------------------------------------------------------------------------------------------------
+
+
+def _benchmark_flags(define: _Define) -> None:
+    define.path("data", None, "the benchmark's folder; of VoiceBench <set>.jsonl")
+    define.path("out", None, "folder of the results")
+    define.string("system", None, "what the table calls it; default the checkpoint's name")
+    define.integer("seed", 0, "of the answers and the intervals", lower_bound=0)
+    _model_flags(define)
+    _judge_flags(define)
+
+
+def _uro_flags(define: _Define) -> None:
+    _benchmark_flags(define)
+    define.list(
+        "sets", [], "names of URO-Bench's sets, as Repeat,Gsm8kEval; default all that are there"
+    )
+    define.string("judge_url", None, "OpenAI-compatible endpoint that scores open answers, as https://api.openai.com/v1")  # fmt: skip
+    define.string("judge_model", "gpt-4o-mini", "its name there")
+    define.string("judge_key", "OPENAI_API_KEY", "the environment variable that holds the endpoint's key")  # fmt: skip
+
+
+def _uro(given: flags.FlagValues) -> None:
+    from chroma_jax.evaluation import uro
+    from chroma_jax.evaluation.endpoint import Endpoint
+
+    _wanted(given, "data", "checkpoint", "out")
+    root = pathlib.Path(given.data)
+    for _, name, path in uro.find_sets(root, given.sets):
+        uro.read_set(name, path)
+    judge = given.judge_url and Endpoint(given.judge_url, given.judge_model, key_variable=given.judge_key)  # fmt: skip
+    _say(uro.run(root, pathlib.Path(given.out), sets=given.sets, endpoint=judge, **_asked(given)))
+
+
+def _big_bench_audio(given: flags.FlagValues) -> None:
+    from chroma_jax.evaluation import benchmarks
+
+    _wanted(given, "data", "checkpoint", "out")
+    _say(benchmarks.big_bench_audio(pathlib.Path(given.data), pathlib.Path(given.out), **_asked(given)))  # fmt: skip
+
+
+def _voicebench(given: flags.FlagValues) -> None:
+    from chroma_jax.evaluation import benchmarks
+
+    _wanted(given, "data", "checkpoint", "out")
+    _say(benchmarks.voicebench(pathlib.Path(given.data), pathlib.Path(given.out), **_asked(given)))
+
+
 # --- listening ------------------------------------------------------------------------------------------------------------
 
 
@@ -272,6 +323,9 @@ def _report(given: flags.FlagValues) -> None:
 TASKS: dict[str, tuple[Callable, Callable]] = {
     "speech": (_speech_flags, _speech),
     "dialogue": (_dialogue_flags, _dialogue),
+    "uro": (_uro_flags, _uro),
+    "big_bench_audio": (_benchmark_flags, _big_bench_audio),
+    "voicebench": (_benchmark_flags, _voicebench),
     "listening": (_listening_flags, _listening),
     "report": (_report_flags, _report),
 }

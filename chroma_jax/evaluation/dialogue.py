@@ -31,10 +31,18 @@ class Question:
     rule: str | None = None  # of rules.RULES
     references: tuple[str, ...] = ()  # right answers
     group: str | None = None
+    several: bool = False  # named as one of several turns, even if it has but one
+
+    def _single(self) -> bool:
+        return len(self.turns) == 1 and not self.several
 
     def sound_name(self, turn: int) -> str:
         """Where the answer to a turn is kept."""
-        return f"audio/{self.name}.wav" if len(self.turns) == 1 else f"{self.name}/chat_{turn}.wav"
+        return f"audio/{self.name}.wav" if self._single() else f"{self.name}/chat_{turn}.wav"
+
+    def key(self, turn: int) -> str:
+        """Of the row of a turn."""
+        return f"system/{self.name}" if self._single() else f"system/{self.name}/{turn}"
 
 
 def read_questions(path: pathlib.Path) -> list[Question]:
@@ -154,6 +162,7 @@ def run(
     seed: int = 0,
     workers: int = 1,
     task: str = "dialogue",
+    own_text: bool = False,
     extra: Callable[[list[dict]], list[dict]] = lambda rows: [],
 ) -> dict[str, Any]:
     """Answers and scores the questions; returns the summary, as written to `out`. A run that was stopped goes on.
@@ -170,28 +179,25 @@ def run(
       seed: of the intervals.
       workers: answers scored side by side.
       task: the summary's.
+      own_text: rules read the model's own text, and not the ASR's.
       extra: rows -> further tables of a benchmark.
 
     Raises ValueError as `answer_all`, or for results of another set-up.
     """
     setup = {"task": task, "system": system, "list": source, "made": how}
     answers = answer_all(questions, out, speaker, voice, setup)
-    keys = {
-        f"system/{q.name}/{i}" if len(q.turns) > 1 else f"system/{q.name}": (q, i, said)
-        for q in questions
-        for i, said in enumerate(answers[q.name])
-    }
+    keys = {q.key(i): (q, i, said) for q in questions for i, said in enumerate(answers[q.name])}
 
     def work(key: str) -> dict[str, Any]:
         question, turn, said = keys[key]
         prompt = question.voice or (voice and voice[0])
         found = ears.score(out / question.sound_name(turn), said["text"], prompt, window=None)
         if found["heard"] is not None and (words := said["text"].split()):
-            own = text.whisper_english(" ".join(words))
-            found |= scoring.compared(own, text.whisper_english(found["heard"]))
+            normal = _normaliser(ears.language)
+            found |= scoring.compared(normal(" ".join(words)), normal(found["heard"]))
         right = None
         if question.rule and turn == len(question.turns) - 1:
-            heard = found["heard"] if found["heard"] is not None else said["text"]
+            heard = said["text"] if own_text or found["heard"] is None else found["heard"]
             right = RULES[question.rule](heard, question.references)
         return {"group": question.group, **said, **found, "right": right}
 
@@ -201,9 +207,16 @@ def run(
         list(keys), work, workers=workers, title="judging",
         stale=lambda row: row["key"] not in keys or not _same(row, keys[row["key"]], out),
     )  # fmt: skip
-    summary = _summary(setup, rows, seed, extra)
+    summary = _summary(setup | {"rules": "own text" if own_text else "ASR"}, rows, seed, extra)
     results.finish(rows, summary, tables.page(summary))
     return summary
+
+
+def _normaliser(language: str) -> Callable[[str], str]:
+    """Whisper's for English; for other languages marks are deleted, and Chinese is compared by characters."""
+    if language == "en":
+        return text.whisper_english
+    return lambda words: text.seed_tts(words, language)
 
 
 def _same(row: dict, given: tuple, out: pathlib.Path) -> bool:
@@ -236,8 +249,8 @@ def _summary(setup: dict, rows: list[dict], seed: int, extra: Callable) -> dict[
     notes = [
         f"{setup['list']['name']} ({setup['list']['digest']}), n = {setup['list']['n']}.",
         f"Judges: {tables.judges_note(setup['judges'])}.",
-        "WER: the ASR of the whole sound against the model's own text, Whisper's English normaliser on both. Right answers by rule "
-        f"on the ASR's text. [95 % bootstrap intervals over items], seed {seed}. First sound: from the whole question handed over to "
+        "WER: the ASR of the whole sound against the model's own text, Whisper's English normaliser on both. Right answers by rule on "
+        f"the {'own' if setup['rules'] == 'own text' else 'ASR'} text. [95 % bootstrap intervals over items], seed {seed}. First sound: from the whole question handed over to "
         "the first samples on the host, compilation included where a length is new: see the task latency for it alone.",
         "How it was made: " + ", ".join(f"{k} {v}" for k, v in setup["made"].items()) + ".",
     ]

@@ -29,6 +29,7 @@ _UNITS = [
 ]
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _WORDS = {w: i for i, w in enumerate(_UNITS)} | {w: 10 * i for i, w in enumerate(_TENS, 2)}
+_HAN = re.compile(r"[\u4e00-\u9fff]")
 _REFUSALS = (
     "i'm sorry", "i am sorry", "sorry", "i apologize", "i cannot", "i can't", "i can not", "i won't", "i will not",
     "i'm unable", "i am unable", "i'm not able", "i am not able", "as an ai", "not appropriate", "unethical", "illegal",
@@ -85,8 +86,14 @@ def number(answer: str, references: Sequence[str]) -> bool:
 
 def contains(answer: str, references: Sequence[str]) -> bool:
     """A reference's words stand in the answer, in their order and whole."""
-    said = f" {_plain(answer)} "
-    return any(_plain(r) and f" {_plain(r)} " in said for r in references)
+    said = _plain(answer)
+    for reference in filter(None, map(_plain, references)):
+        if _HAN.search(reference):  # written without spaces between words
+            if reference.replace(" ", "") in said.replace(" ", ""):
+                return True
+        elif f" {reference} " in f" {said} ":
+            return True
+    return False
 
 
 def exact(answer: str, references: Sequence[str]) -> bool:

@@ -106,3 +106,45 @@ def write_sound():
         return path
 
     return write
+
+
+class FakeChroma:
+    """Answers by the text of the last turn: `answers[text]` is (its own text, the number that its sound carries), or an error."""
+
+    sample_rate = 16000
+
+    def __init__(self, answers):
+        self.answers, self.asked = answers, []
+
+    def stream(self, conversation, *, voice, **_):
+        self.asked.append(conversation)
+        given = self.answers[conversation[-1].text]
+        if isinstance(given, Exception):
+            raise given
+        return FakeStream(*given)
+
+
+class FakeStream:
+    finish_reason, sample_rate = "stop", 16000
+
+    def __init__(self, text, number):
+        self.text, self.audio = text, np.zeros(1600, np.float32)
+        self.audio[0] = number / 100
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def __iter__(self):
+        return iter([self])
+
+    def reply(self):
+        return self
+
+
+@pytest.fixture
+def fake_chroma():
+    """The class."""
+    return FakeChroma

@@ -17,6 +17,8 @@ CASES = [
     ("contains", "The capital is Paris, of course.", "paris", True),
     ("contains", "The Parisians like it.", "Paris", False),
     ("contains", "It's the Mona Lisa!", "mona lisa", True),
+    ("contains", "答案是 北京 。", "北京", True),
+    ("contains", "答案是南京。", "北京", False),
     ("exact", "Paris.", "paris", True),
     ("exact", "It is Paris", "paris", False),
     ("closed", "Yes, you return to where you began.", "Yes", True),
