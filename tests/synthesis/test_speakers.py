@@ -89,6 +89,17 @@ def test_packages_say_the_same_again(kind, options, package):
     np.testing.assert_array_equal(wave, say("Hello.", 5)[0])
 
 
+@pytest.mark.slow
+def test_chroma(golden_dir, voice_path, voice_text):
+    options = dict(checkpoint=str(golden_dir), voice_audio=str(voice_path), max_seconds=0.5)
+    say = open_speaker("chroma", dict(voice_text=voice_text, **options))
+    wave, rate = say("Good day.", 2)
+    assert rate == 24000 and 0.3 < len(wave) / rate < 0.6
+    np.testing.assert_array_equal(wave, say("Good day.", 2)[0])
+    with pytest.raises(ValueError, match="voice_audio 'nobody.wav' is no file"):
+        open_speaker("chroma", {**options, "voice_text": voice_text, "voice_audio": "nobody.wav"})
+
+
 def test_a_package_that_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "hibari", None)
     with pytest.raises(ValueError, match="pip install hibari-tts"):
