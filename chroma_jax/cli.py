@@ -135,7 +135,9 @@ def run(main: Callable[[], None]) -> None:
 
     def guarded(argv: Sequence[str]) -> None:
         if len(argv) > 1:
-            fail(f"unexpected argument {argv[1]!r}: everything is a flag, as in --name=value")
+            fail(
+                f"unexpected argument {messages.shown(argv[1])}: everything is a flag, as in --name=value"
+            )
         if not logging.vlog_is_on(1):
             logging.set_verbosity(logging.WARNING)  # Orbax tells its life at each load and save
         try:

@@ -17,6 +17,7 @@ import numpy as np
 from chroma_jax.audio.tokenizer import IM_START, Tokenizer
 from chroma_jax.audio.wav import AudioError, AudioSource
 from chroma_jax.config import ChromaConfig
+from chroma_jax.messages import shown
 
 ROLES = ("system", "user", "assistant")
 # Bare arrays in a message carry no rate; the chat format of the Hub takes them to be at the rate the model hears.
@@ -77,7 +78,7 @@ def read_conversation(turns: Conversation, system_prompt: str | None) -> list[Me
         if message.role == "system" and i > 0:
             raise ValueError(f"turn {i}: a system turn can only be the first")
     if messages[-1].role != "user":
-        raise ValueError(f"the last turn must be the user's, got {messages[-1].role!r}")
+        raise ValueError(f"the last turn must be the user's, got {shown(messages[-1].role)}")
     if messages[0].role != "system" and system_prompt:
         messages.insert(0, Message("system", (system_prompt,)))
     return messages
@@ -108,11 +109,13 @@ def _read_turn(turn: object, where: str) -> Message:
             f"{where} must be a Turn or a dictionary with role and content, got {type(turn).__name__}"
         )
     if role not in ROLES:
-        raise ValueError(f"{where}: role must be one of {', '.join(ROLES)}, got {role!r}")
+        raise ValueError(f"{where}: role must be one of {', '.join(ROLES)}, got {shown(role)}")
     for part in parts:
         if isinstance(part, Audio):
             if role != "user":
-                raise ValueError(f"{where}: only user turns can hold audio, this one is {role!r}")
+                raise ValueError(
+                    f"{where}: only user turns can hold audio, this one is {shown(role)}"
+                )
         elif not isinstance(part, str):
             raise ValueError(f"{where}: text must be a string, got {type(part).__name__}")
     # An assistant that was interrupted at once has said nothing; nobody else may.
@@ -147,7 +150,7 @@ def _read_part(part: object, where: str) -> str | Audio:
             return _audio(base64.b64decode(part["input_audio"]["data"], validate=True), where)
         except (KeyError, TypeError, ValueError, binascii.Error) as e:
             raise AudioError(f"{where}: input_audio wants 'data', sound in base64") from e
-    raise ValueError(f"{where}: unsupported content type {kind!r}; wanted text or audio")
+    raise ValueError(f"{where}: unsupported content type {shown(kind)}; wanted text or audio")
 
 
 def _audio(source: AudioSource, where: str) -> Audio:
@@ -269,5 +272,7 @@ def _render_template(messages: Sequence[Message], tokenizer: Tokenizer) -> list[
     ]
     dropped = sorted(set(range(len(texts))) - seen)
     if dropped:
-        raise ValueError(f"{tokenizer.name}: the chat template leaves out {texts[dropped[0]]!r}")
+        raise ValueError(
+            f"{tokenizer.name}: the chat template leaves out {shown(texts[dropped[0]])}"
+        )
     return segments

@@ -21,6 +21,7 @@ import numpy as np
 
 from chroma_jax import paths
 from chroma_jax.audio.wav import AudioError
+from chroma_jax.messages import shown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class MelConfig:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if type(value) is not int or value <= 0:
-                raise ValueError(f"mel {field.name} must be a positive integer, got {value!r}")
+                raise ValueError(f"mel {field.name} must be a positive integer, got {shown(value)}")
         if self.max_samples % self.hop_length:
             raise ValueError(
                 f"mel hop_length {self.hop_length} must divide the {self.max_samples} samples of {self.max_seconds} s"
@@ -60,11 +61,11 @@ class MelConfig:
         kind = values.get("feature_extractor_type")
         if kind not in (None, "WhisperFeatureExtractor"):
             raise ValueError(
-                f"feature_extractor_type must be WhisperFeatureExtractor, got {kind!r}"
+                f"feature_extractor_type must be WhisperFeatureExtractor, got {shown(kind)}"
             )
         for key in ("dither", "padding_value"):
             if values.get(key) not in (None, 0, 0.0):
-                raise ValueError(f"{key} must be 0, got {values[key]!r}")
+                raise ValueError(f"{key} must be 0, got {shown(values[key])}")
         names = {
             "feature_size": "num_mel_bins",
             "sampling_rate": "sampling_rate",

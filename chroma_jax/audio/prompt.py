@@ -186,7 +186,7 @@ class Processor:
         rate, frame = self.config.codec.sampling_rate, self.config.codec.frame_samples
         if not isinstance(transcript, str) or not transcript.strip():
             raise ValueError(
-                f"a voice needs its transcript, what the reference recording says, got {transcript!r}"
+                f"a voice needs its transcript, what the reference recording says, got {shown(transcript)}"
             )
         name = os.fspath(audio) if isinstance(audio, str | os.PathLike) and audio else "voice"
         wave = load_audio(audio, rate, name=name)

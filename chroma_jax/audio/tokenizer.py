@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 
 from chroma_jax import paths
 from chroma_jax.config import ChromaConfig
+from chroma_jax.messages import shown
 
 if TYPE_CHECKING:
     import tokenizers
@@ -61,7 +62,7 @@ class Tokenizer:
 
         if not isinstance(model.decoder, decoders.ByteLevel):
             raise ValueError(
-                f"{name}: only byte-level BPE is supported, its decoder is {model.decoder!r}"
+                f"{name}: only byte-level BPE is supported, its decoder is {shown(model.decoder)}"
             )
         # The bare model: no added tokens, so no text can reach their ids; no post-processor, padding or truncation.
         self._model = Backend(model.model)
@@ -188,7 +189,7 @@ def load_tokenizer(directory: str | os.PathLike) -> Tokenizer:
         kind = settings.get("tokenizer_class", "Qwen2Tokenizer")
         if kind not in ("Qwen2Tokenizer", "Qwen2TokenizerFast"):
             raise ValueError(
-                f"{directory}: tokenizer_class must be Qwen2Tokenizer where there is no tokenizer.json, got {kind!r}"
+                f"{directory}: tokenizer_class must be Qwen2Tokenizer where there is no tokenizer.json, got {shown(kind)}"
             )
         from transformers import Qwen2Tokenizer
 
@@ -304,11 +305,11 @@ def _added_tokens(
             token_id, text = int(key), token["content"]
         except (TypeError, ValueError, KeyError) as e:
             raise ValueError(
-                f"{directory}/tokenizer_config.json: added_tokens_decoder entry {key!r} is malformed"
+                f"{directory}/tokenizer_config.json: added_tokens_decoder entry {shown(key)} is malformed"
             ) from e
         if texts.setdefault(token_id, text) != text:
             raise ValueError(
-                f"{directory}: token {token_id} is {texts[token_id]!r} in the tokenizer but {text!r} in tokenizer_config.json"
+                f"{directory}: token {token_id} is {shown(texts[token_id])} in the tokenizer but {shown(text)} in tokenizer_config.json"
             )
         if token.get("special"):
             special.add(token_id)

@@ -8,6 +8,7 @@ that writes to the same target.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from chroma_jax.checkpoint.torch_table import CheckpointError
 _CHECKPOINT_MARKS = ("chroma_jax.json", "config.json")
 # Beyond the arrays themselves: metadata, configuration, tokenizer.
 _SPARE_BYTES = 64 * 2**20
+_LONGEST_NAME = 255  # bytes
 
 
 @contextlib.contextmanager
@@ -33,15 +35,11 @@ def staged(out: str | os.PathLike, *, overwrite: bool) -> Iterator[str]:
     process.
     """
     out = os.path.abspath(os.path.expanduser(os.fspath(out)))
-    parent, name = os.path.split(out)
-    stage, replaced = (
-        os.path.join(parent, f".{name}.{kind}") for kind in ("incomplete", "replaced")
-    )
-    _check_target(out, overwrite)
+    stage, replaced, lock = (_sibling(out, kind) for kind in ("incomplete", "replaced", "lock"))
+    check_target(out, overwrite)
     with contextlib.ExitStack() as stack:
         try:
-            os.makedirs(parent, exist_ok=True)
-            lock = os.path.join(parent, f".{name}.lock")
+            os.makedirs(os.path.dirname(out), exist_ok=True)
             stack.enter_context(exclusive(lock, f"another process is writing {out}"))
             os.makedirs(stage, exist_ok=True)
         except LockedError as e:
@@ -50,7 +48,7 @@ def staged(out: str | os.PathLike, *, overwrite: bool) -> Iterator[str]:
             raise CheckpointError(f"cannot write to {out}: {e.strerror}") from e
         try:
             _recover(out, replaced)
-            _check_target(out, overwrite)
+            check_target(out, overwrite)
             _empty(stage)
             yield stage
             _swap(stage, out, replaced)
@@ -59,7 +57,23 @@ def staged(out: str | os.PathLike, *, overwrite: bool) -> Iterator[str]:
             raise
 
 
-def _check_target(out: str, overwrite: bool) -> None:
+def _sibling(out: str, kind: str) -> str:
+    """A hidden name beside `out`, also where a name that has a few letters more would be too long."""
+    parent, name = os.path.split(out)
+    hidden = f".{name}.{kind}"
+    if len(os.fsencode(hidden)) > _LONGEST_NAME:
+        hidden = f".{hashlib.sha256(os.fsencode(name)).hexdigest()[:32]}.{kind}"
+    return os.path.join(parent, hidden)
+
+
+def check_target(out: str, overwrite: bool) -> None:
+    """Raises CheckpointError if `out` is occupied, or its name cannot be."""
+    try:
+        os.lstat(out)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as e:  # File name too long
+        raise CheckpointError(f"cannot write to {out}: {e.strerror}") from e
     if os.path.isdir(out):
         content = os.listdir(out)
         if content and not overwrite:

@@ -8,6 +8,7 @@ from concurrent.futures import Executor
 from chroma_jax.audio.prompt import Processor
 from chroma_jax.data.manifest import BadRow, Row, check_files, load_row
 from chroma_jax.data.voices import VoiceLimits
+from chroma_jax.messages import shorten
 
 _SHOWN = 20  # bad rows that are told one by one
 
@@ -18,8 +19,10 @@ class BadRowsError(ValueError):
     def __init__(self, rows: Sequence[BadRow], manifest: str):
         first = rows[0]
         super().__init__(
-            f"{manifest}: {len(rows)} bad rows, the first on line {first.line}: {first.reason} "
-            "(--on_bad_row=skip leaves such rows out)"
+            shorten(
+                f"{manifest}: {len(rows)} bad rows, the first on line {first.line}: {first.reason} "
+                "(--on_bad_row=skip leaves such rows out)"
+            )
         )
         self.rows = list(rows)
 

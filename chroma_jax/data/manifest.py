@@ -31,6 +31,7 @@ from chroma_jax.audio.prompt import Processor, Question
 from chroma_jax.audio.wav import load_audio
 from chroma_jax.config import ChromaConfig
 from chroma_jax.data.voices import VoiceLimits, cut_voice
+from chroma_jax.messages import shown
 from chroma_jax.schedule import total_length
 
 _KEYS = frozenset(
@@ -138,11 +139,11 @@ def _read_row(data: bytes, line: int, root: str) -> Row:
         raise ValueError(f"must be a JSON object, got {type(values).__name__}")
     unknown = sorted(set(values) - _KEYS)
     if unknown:
-        raise ValueError(f"unknown key {unknown[0]!r}; known are {', '.join(sorted(_KEYS))}")
+        raise ValueError(f"unknown key {shown(unknown[0])}; known are {', '.join(sorted(_KEYS))}")
     values = {key: value for key, value in values.items() if value is not None}
     for key in (*_AUDIO_KEYS, *_TEXT_KEYS):
         if key in values and (not isinstance(values[key], str) or not values[key].strip()):
-            raise ValueError(f"{key} must be text that is not empty, got {values[key]!r}")
+            raise ValueError(f"{key} must be text that is not empty, got {shown(values[key])}")
     for key in ("answer_text", "answer_audio"):
         if key not in values:
             raise ValueError(f"{key} is missing")
@@ -152,7 +153,7 @@ def _read_row(data: bytes, line: int, root: str) -> Row:
         raise ValueError("voice_audio and voice_text go together, one of them is missing")
     name = values.get("id", f"line-{line}")
     if not isinstance(name, str | int) or isinstance(name, bool) or name == "":
-        raise ValueError(f"id must be text or a whole number, got {name!r}")
+        raise ValueError(f"id must be text or a whole number, got {shown(name)}")
 
     def absolute(value: str | None) -> str | None:
         return None if value is None else os.path.normpath(os.path.join(root, paths.expand(value)))
@@ -177,10 +178,12 @@ def _read_row(data: bytes, line: int, root: str) -> Row:
 
 def _read_turn(turn: Any, i: int, absolute) -> Turn:
     if not isinstance(turn, Mapping) or not set(turn) <= {"role", "text", "audio"}:
-        raise ValueError(f"turn {i} must be an object with role, and text or audio, got {turn!r}")
+        raise ValueError(
+            f"turn {i} must be an object with role, and text or audio, got {shown(turn)}"
+        )
     for key, value in turn.items():
         if value is not None and not isinstance(value, str):
-            raise ValueError(f"turn {i}: {key} must be text, got {value!r}")
+            raise ValueError(f"turn {i}: {key} must be text, got {shown(value)}")
     return Turn(
         role=turn.get("role") or "user", text=turn.get("text"), audio=absolute(turn.get("audio"))
     )
@@ -191,8 +194,8 @@ def _refuse_twin(row: Row, ids: dict[str, int], contents: dict[str, int]) -> Non
     content = hashlib.sha256(repr((row.turns, row.answer_audio)).encode()).hexdigest()
     for what, seen, key in (("id", ids, row.id), ("question and answer", contents, content)):
         if key in seen:
-            shown = f"id {row.id!r}" if what == "id" else f"the same {what}"
-            raise ValueError(f"duplicate: {shown} is on line {seen[key]}")
+            twin = f"id {shown(row.id)}" if what == "id" else f"the same {what}"
+            raise ValueError(f"duplicate: {twin} is on line {seen[key]}")
     ids[row.id] = contents[content] = row.line
 
 

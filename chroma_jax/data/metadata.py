@@ -24,6 +24,7 @@ from chroma_jax.audio.tokenizer import Tokenizer
 from chroma_jax.checkpoint.params import path_name
 from chroma_jax.config import ChromaConfig
 from chroma_jax.data import files
+from chroma_jax.messages import shorten
 
 METADATA, INDEX = "dataset.json", "index.npz"
 FORMAT, VERSION = "chroma_jax dialogues", 1
@@ -46,6 +47,9 @@ _SAMPLES = 4096
 
 class DatasetError(ValueError):
     """A dataset that is missing, incomplete, damaged, or made for something else."""
+
+    def __init__(self, message: str):
+        super().__init__(shorten(message))
 
 
 def config_parts(config: ChromaConfig, mel: MelConfig | None = None) -> dict[str, Any]:

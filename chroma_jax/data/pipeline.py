@@ -26,6 +26,7 @@ from chroma_jax.data import metadata as md
 from chroma_jax.data.batch import Batch
 from chroma_jax.data.mixture import Mixture, Source
 from chroma_jax.data.plan import Limits, Plan, Planned, Shape, in_order
+from chroma_jax.messages import shown
 
 _ENDLESS = 1 << 40  # batches
 
@@ -78,7 +79,7 @@ class BatchIterator(Iterator[Batch]):
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Goes to where `get_state` was called. Raises ValueError for a state of other data, seed, batch size or shapes."""
         if set(state) != {"position", "plan"} or int(state["position"]) < 0:
-            raise ValueError(f"no state of a data pipeline: {dict(state)!r}")
+            raise ValueError(f"no state of a data pipeline: {shown(dict(state))}")
         if state["plan"] != self._plan_key:
             raise ValueError(
                 f"the state belongs to other data, seed, batch size or shapes ({state['plan']}, this pipeline is {self._plan_key})"

@@ -27,6 +27,7 @@ from chroma_jax.data.make_records import make_records
 from chroma_jax.data.manifest import BadRow, Row, Sounds, load_row, read_manifest
 from chroma_jax.data.records import HIDDEN_DTYPES
 from chroma_jax.data.voices import VoiceLimits
+from chroma_jax.messages import shown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,9 @@ class Options:
         ):
             if getattr(self, name) not in choices:
                 wanted = ", ".join(map(str, choices))
-                raise ValueError(f"{name} must be one of {wanted}, got {getattr(self, name)!r}")
+                raise ValueError(
+                    f"{name} must be one of {wanted}, got {shown(getattr(self, name))}"
+                )
         for name in ("max_voice_seconds", "max_voice_tokens", "shard_size", "batch_seconds", "batch_tokens", "threads"):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -224,8 +227,8 @@ class _Work:
         for key in sorted(set(got) | set(want)):
             if got.get(key) != want.get(key):
                 raise md.DatasetError(
-                    f"{self.out} was begun with other settings: {key.removeprefix('settings/')} was {got.get(key)!r}, "
-                    f"now it is {want.get(key)!r}; choose another --out"
+                    f"{self.out} was begun with other settings: {key.removeprefix('settings/')} was {shown(got.get(key))}, "
+                    f"now it is {shown(want.get(key))}; choose another --out"
                 )
 
     def run(

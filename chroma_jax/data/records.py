@@ -21,6 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from chroma_jax.audio.mel import mel_chunks
+from chroma_jax.messages import shown
 
 MAGIC, VERSION = b"CJXR", 1
 _PREFIX, _CRC = struct.Struct("<4sII"), struct.Struct("<I")
@@ -85,26 +86,28 @@ class Record:
         for name, kind in _SCALARS.items():
             value = getattr(self, name)
             if not isinstance(value, kind) or isinstance(value, bool):
-                raise RecordError(f"record {self.id!r}: {name} cannot be {value!r}")
+                raise RecordError(f"record {shown(self.id)}: {name} cannot be {shown(value)}")
         for name, rank in _RANKS.items():
             array = getattr(self, name)
             if array is None and name == "hidden":
                 continue
             if not isinstance(array, np.ndarray) or array.ndim != rank:
                 got = getattr(array, "shape", type(array).__name__)
-                raise RecordError(f"record {self.id!r}: {name} must have {rank} axes, got {got}")
+                raise RecordError(
+                    f"record {shown(self.id)}: {name} must have {rank} axes, got {got}"
+                )
             if array.dtype not in _DTYPES.values():
-                raise RecordError(f"record {self.id!r}: {name} cannot be {array.dtype}")
+                raise RecordError(f"record {shown(self.id)}: {name} cannot be {array.dtype}")
         for what, got, want in (
             ("the sum of mel_lengths", int(self.mel_lengths.sum()), len(self.mel)),
             ("the width of voice_codes", self.voice_codes.shape[1], self.codes.shape[1]),
             ("the length of hidden", len(self.text if self.hidden is None else self.hidden), len(self.text)),
         ):  # fmt: skip
             if got != want:
-                raise RecordError(f"record {self.id!r}: {what} is {got}, it must be {want}")
+                raise RecordError(f"record {shown(self.id)}: {what} is {got}, it must be {want}")
         if not 0 <= self.reference_frames <= len(self.codes):
             raise RecordError(
-                f"record {self.id!r}: reference_frames {self.reference_frames} of {len(self.codes)} frames"
+                f"record {shown(self.id)}: reference_frames {self.reference_frames} of {len(self.codes)} frames"
             )
 
     def chunks(self, chunk_frames: int) -> tuple[np.ndarray, np.ndarray]:

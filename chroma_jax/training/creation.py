@@ -25,6 +25,7 @@ from chroma_jax.audio.prompt import DEFAULT_SYSTEM_PROMPT
 from chroma_jax.audio.tokenizer import IM_START
 from chroma_jax.audio.wav import load_audio
 from chroma_jax.checkpoint import params
+from chroma_jax.checkpoint.staging import check_target
 from chroma_jax.checkpoint.whisper import encoder_arrays, read_whisper
 from chroma_jax.config import ChromaConfig
 from chroma_jax.data.manifest import BadRow, Row, read_manifest
@@ -77,8 +78,7 @@ def create(
         `out` that cannot be written.
     """
     out, manifest = paths.expand(out), paths.expand(manifest)
-    if not overwrite and os.path.isdir(out) and os.listdir(out):
-        raise ValueError(f"{out} exists and is not empty; --overwrite replaces it")
+    check_target(out, overwrite)
     rows = []
     for row in read_manifest(manifest).rows:
         if isinstance(row, BadRow):
