@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from chroma_jax.checkpoint import params, quantizing
 from chroma_jax.checkpoint.from_torch import plan_torch, read_leaf
+from chroma_jax.checkpoint.literal import literal
 from chroma_jax.checkpoint.safetensors_io import DTYPES, NAMES, total_bytes
 from chroma_jax.checkpoint.staging import check_apart, check_space, staged
 from chroma_jax.checkpoint.store import (
@@ -139,7 +140,7 @@ def _write_params(
                 saver.save({p: x for path in group for p, x in read(path).items()})
                 bar.update(sum(sizes[path] for path in group))
             saver.wait()
-        ocp.partial.finalize(target)
+        ocp.partial.finalize(literal(target))
 
 
 class _Saver:
@@ -149,7 +150,7 @@ class _Saver:
     """
 
     def __init__(self, target: str):
-        self._target, self._pending = target, None
+        self._target, self._pending = literal(target), None
 
     def save(self, arrays: dict[str, np.ndarray]) -> None:
         self.wait()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
+import glob
 import os
 from collections.abc import Iterator
 
@@ -22,5 +22,5 @@ def literal(path: str | os.PathLike) -> epath.Path:
 
 class _LiteralPath(PosixGPath):
     def glob(self, pattern: str) -> Iterator[_LiteralPath]:
-        for name in fnmatch.filter(sorted(os.listdir(self)), pattern):
-            yield self / name
+        for found in glob.iglob(os.path.join(glob.escape(os.fspath(self)), pattern)):
+            yield type(self)(found)

@@ -27,6 +27,7 @@ from orbax.checkpoint import v1 as ocp
 from chroma_jax import paths
 from chroma_jax.checkpoint import params, quantizing
 from chroma_jax.checkpoint.from_torch import load_torch
+from chroma_jax.checkpoint.literal import literal
 from chroma_jax.checkpoint.params import Shardings
 from chroma_jax.checkpoint.safetensors_io import DTYPES, NAMES
 from chroma_jax.checkpoint.staging import check_space, staged
@@ -197,7 +198,7 @@ def open_converted(directory: str) -> tuple[ChromaConfig, Manifest]:
 
 def read_params(directory: str, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
     """Some parameters by path, each in the dtype and sharding asked for. Raises CheckpointError if they are not there."""
-    path = os.path.abspath(os.path.join(directory, PARAMS))
+    path = literal(os.path.abspath(os.path.join(directory, PARAMS)))
     try:
         with orbax_context():
             metadata = ocp.metadata(path).metadata
@@ -314,7 +315,7 @@ def save(
             check_space(stage, nbytes)
         stage = _from_first(stage) if jax.process_count() > 1 else stage
         with orbax_context():
-            ocp.save(os.path.join(stage, PARAMS), nest(arrays))
+            ocp.save(literal(os.path.join(stage, PARAMS)), nest(arrays))
         if first:
             for file in extra_files:
                 file = paths.expand(file)

@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from chroma_jax import paths
+from chroma_jax.checkpoint.literal import literal
 from chroma_jax.checkpoint.params import path_name
 from chroma_jax.data.metadata import fingerprint
 from chroma_jax.training.step import TrainState
@@ -53,7 +54,7 @@ class Checkpoints:
     def __init__(self, directory: str | os.PathLike, keep: int):
         self.directory = os.path.abspath(paths.expand(directory))
         self._checkpointer = ocp.training.Checkpointer(
-            self.directory,
+            literal(self.directory),
             preservation_policy=ocp.training.preservation_policies.LatestN(keep),
             cleanup_tmp_directories=True,
         )
