@@ -33,6 +33,7 @@ class _Define:
 
     def __init__(self, values: flags.FlagValues):
         self.string = functools.partial(flags.DEFINE_string, flag_values=values)
+        self.list = functools.partial(flags.DEFINE_list, flag_values=values)
         self.path = functools.partial(cli.path_flag, flag_values=values)
         self.paths = functools.partial(cli.path_list_flag, flag_values=values)
         self.number = functools.partial(flags.DEFINE_float, flag_values=values)
@@ -255,20 +256,20 @@ def _voicebench(given: flags.FlagValues) -> None:
 
 
 def _listening_flags(define: _Define) -> None:
-    define.string("first", None, "folder of <name>.wav of the system that is tested")
-    define.string("second", None, "folder of <name>.wav of the one it is compared with")
+    define.path("first", None, "folder of <name>.wav of the system that is tested")
+    define.path("second", None, "folder of <name>.wav of the one it is compared with")
     define.list("names", None, "what the results call the two, as ours,theirs")
     define.list("dimensions", ["naturalness"], "naturalness, similarity (plays the prompts of --list first), or both")  # fmt: skip
-    define.string("list", None, "meta.lst or JSONL of what is spoken; default all that both folders have")  # fmt: skip
+    define.path("list", None, "meta.lst or JSONL of what is spoken; default all that both folders have")  # fmt: skip
     define.integer("items", 15, "pairs for each dimension", lower_bound=1)
     define.integer("training", 2, "pairs shown first that do not count", lower_bound=0)
     define.integer("identical", 2, "pairs of one sound, as checks", lower_bound=0)
     define.choice("scale", "preference", ["preference", "cmos"], "A, B, same, hard to tell; or -3 to 3")  # fmt: skip
     define.string("title", "Listening test", "of the page")
-    define.string("key", None, "to score: key.csv of the sheet")
-    define.list("answers", None, "to score: the CSVs that came back")
+    define.path("key", None, "to score: key.csv of the sheet")
+    define.paths("answers", None, "to score: the CSVs that came back")
     define.string("system", None, "to score: the system that is tested")
-    define.string("out", None, "folder of the sheet that is made, or of the results")
+    define.path("out", None, "folder of the sheet that is made, or of the results")
     define.integer("seed", 0, "of the draw, or of the intervals", lower_bound=0)
 
 
