@@ -28,7 +28,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
         cli.fail("synthesis needs ml_collections and more: pip install 'chroma_jax[synthesis]'")
     to = dict(flag_values=values)
     config_flags.DEFINE_config_file("config", None, "file with get_config(); --config.key=value changes it", **to)  # fmt: skip
-    flags.DEFINE_string("out", None, "directory of the data", **to)
+    cli.path_flag("out", None, "directory of the data", **to)
     flags.DEFINE_string("runner", "", "a runner of Apache Beam, as DirectRunner; default: this process", **to)  # fmt: skip
     flags.DEFINE_multi_string("runner_option", [], "an option of Beam, as --direct_num_workers=2; may be repeated", **to)  # fmt: skip
     flags.DEFINE_bool("so_far", False, "make nothing; manifests of the shards that are done", **to)

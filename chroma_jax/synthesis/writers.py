@@ -16,6 +16,7 @@ import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+from chroma_jax import paths
 from chroma_jax.synthesis import endpoints, filters, world
 from chroma_jax.synthesis.config import SPLITS, VALIDATION, SynthesisConfig, WriterConfig
 from chroma_jax.synthesis.script import Line, Script, UnwritableError
@@ -58,7 +59,7 @@ def read_questions(writer: WriterConfig) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {split: [] for split in SPLITS}
     seen = set()
     try:
-        with open(writer.questions, encoding="utf-8") as f:
+        with open(paths.expand(writer.questions), encoding="utf-8") as f:
             for line in f:
                 question = " ".join(line.split())
                 key = plain(question)
@@ -182,6 +183,7 @@ def digest(path: str) -> str:
     """Of a file's content, so that a directory knows when its questions change; "" for none."""
     if not path:
         return ""
+    path = paths.expand(path)
     if not os.path.isfile(path):
         raise ValueError(f"{path}: no such file")
     with open(path, "rb") as f:
