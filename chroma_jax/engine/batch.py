@@ -220,6 +220,7 @@ class RunningBatch:
                 max_seconds=max_seconds,
                 system_prompt=system_prompt,
                 listening=listening,
+                together=min(self._together, len(self._slots)),
             )
             requests = list(beginnings)
             if not requests:
@@ -572,12 +573,15 @@ class RunningBatch:
         if stream.done:
             return
         stream.finish, stream.error = finish, error
+        question = stream.request.question if stream.request else None
         stream.request = None
         if finish == Finish.FAILED:
             logging.warning("a reply failed: %s: %s", type(error).__name__, error)
             self._news.append(stream)
         if stream in self._queue:
             self._queue.remove(stream)
+            if question in self._hearing:  # nobody will answer it
+                self._hearing.remove(question)
         elif stream in self._slots:
             slot = self._slots.index(stream)
             self._slots[slot] = None

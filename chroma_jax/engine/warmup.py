@@ -13,6 +13,7 @@ import numpy as np
 from chroma_jax import schedule
 from chroma_jax.audio.batch import bucket, question_shape
 from chroma_jax.audio.mel import mel_chunks
+from chroma_jax.audio.prompt import Question
 from chroma_jax.engine import caches, prefill, programs
 from chroma_jax.engine.caches import CacheLedger, CacheSizes
 from chroma_jax.engine.engine import Engine
@@ -114,6 +115,7 @@ def beginnings(
     sampling: Sampling | None = None,
     system_prompt: str | None = None,
     listening: bool = True,
+    together: int = 0,
 ) -> Iterator[Request]:
     """One request for each program that begins a reply to a spoken question; what hears voices and questions is run on the way.
 
@@ -126,6 +128,7 @@ def beginnings(
       sampling: of the replies.
       system_prompt: of the questions.
       listening: whether questions are also heard while they are spoken.
+      together: for a batch: questions that it takes in together; then long ones go in by pieces, too.
 
     Raises:
       ValueError: question_seconds is not positive, or as `Chroma.reply` for voice and max_seconds.
@@ -148,7 +151,7 @@ def beginnings(
             if sizes(request):
                 yield request
         if listening:
-            heard = heard or _compile_listening(engine, question_seconds, system_prompt)
+            heard = heard or _compile_listening(engine, question_seconds, system_prompt, together)
             questions = _heard_lengths(engine, heard, question_seconds, system_prompt)
             yield from _differing((Request(question, *rest) for question in questions), sizes)
 
@@ -220,11 +223,11 @@ def _blank(engine: Engine, length: int, chunks: int) -> Prompt:
 
 
 def _compile_listening(
-    engine: Engine, seconds: float, system_prompt: str | None
+    engine: Engine, seconds: float, system_prompt: str | None, together: int
 ) -> dict[int, Prefill]:
     """Takes in silence as `Listening` does: one chunk, many at once, the end of a question; longer and longer.
 
-    Returns one question for each size of the cache.
+    Returns one question for each size of the cache. `together` as for `beginnings`.
     """
     config = engine.config
     audio = config.reasoner.audio
@@ -232,28 +235,49 @@ def _compile_listening(
     longest = _lengths(engine, seconds, _text(engine, system_prompt))[-1]
     many = CHUNKS_PER_PIECE * audio.chunk_frames
 
-    def add(question: Prefill, frames: int, after: np.ndarray | None = None) -> None:
-        mel = np.zeros((frames, audio.num_mel_bins), np.float32)
+    def sound(frames: int) -> tuple[np.ndarray, np.ndarray]:
+        """Silence, and its placeholders."""
         ids = np.full(audio.num_features(frames), config.reasoner.audio_token_id, np.int32)
-        whole = after is None
-        if not whole:
-            ids = np.concatenate([ids, after])
-        question.add(ids, mel_chunks([mel], audio.chunk_frames), whole=whole)
+        return np.zeros((frames, audio.num_mel_bins), np.float32), ids
+
+    def spoken(rounds: int) -> Prefill:
+        question = Prefill(config)
+        question.add_question(around.before)
+        for frames in [many] * rounds + [audio.chunk_frames]:
+            mel, ids = sound(frames)
+            question.add(ids, mel_chunks([mel], audio.chunk_frames), whole=True)
+        mel, ids = sound(audio.chunk_frames // 2)
+        question.add(np.concatenate([ids, around.after]), mel_chunks([mel], audio.chunk_frames))
+        return question
+
+    def recorded(rounds: int, chunks: int) -> Prefill:
+        mel, ids = sound(rounds * many + chunks * audio.chunk_frames)
+        ids = np.concatenate([around.before.ids, ids, around.after])
+        question = Prefill(config)
+        question.add_question(Question(ids, [mel]))
+        return question
 
     rounds, most = 1, max(1, longest // many)
     heard: dict[int, Prefill] = {}
     while True:
-        question = Prefill(config)
-        question.add_question(around.before)
-        for _ in range(rounds):
-            add(question, many)
-        add(question, audio.chunk_frames)
-        add(question, audio.chunk_frames // 2, around.after)
-        prefill.take_in_all(engine.flat, question)
-        heard[question.cache_size] = question
+        questions = [spoken(rounds)]
+        if together and longest > many:
+            whole = [recorded(rounds, 1), recorded(rounds, 2)]
+            questions += [q for q in whole if q.length < caches.most(config).reasoner]
+        for question in questions:
+            _take_in(engine, question, together)
+            heard[question.cache_size] = question
         if rounds == most:
             return heard
         rounds = min(2 * rounds, most)
+
+
+def _take_in(engine: Engine, question: Prefill, together: int) -> None:
+    while question.waits:
+        if together > 1:
+            twins = [copy.copy(question) for _ in range(together)]
+            prefill.take_in(engine.flat, twins, [twin.next() for twin in twins])
+        prefill.take_in(engine.flat, [question], [question.next()])
 
 
 def run_batch(

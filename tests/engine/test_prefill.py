@@ -136,6 +136,19 @@ def test_a_long_question_does_not_stop_the_others(golden, voice, taken_in):
         same(stream.reply(), reply)
 
 
+def test_a_question_that_nobody_waits_for_is_not_taken_in(golden, voice, taken_in):
+    batch = golden.batch(slots=1, question_positions=1024, positions=512)
+    wave = np.concatenate([voice.wave] * 4)[: 24000 * 21]
+    gone = batch.admit(Turn(audio=(wave, 24000)), voice=voice, **HOT)
+    batch.cancel(gone)
+    assert not batch.busy
+    batch.step()
+    with golden.listen(voice=voice, batch=batch) as listening:
+        listening.push(wave, 24000)
+    batch.step()
+    assert not batch.busy and taken_in == []
+
+
 def test_questions_of_one_shape_are_taken_in_together(golden, voice, monkeypatch):
     """Two prompts, and two questions that are being spoken."""
     calls = []
