@@ -300,7 +300,7 @@ class RunningBatch:
     def hear(self, question: Prefill) -> None:
         """Takes in what waits of a question, a piece per step, beside the beats of the streams."""
         with self.changed:
-            if question.waits and question not in self._hearing:
+            if _is_waiting(question) and question not in self._hearing:
                 self._hearing.append(question)
                 self.touch()
 
@@ -401,8 +401,8 @@ class RunningBatch:
         self._hear_some()
         self._seat_some()
         with self.changed:
+            moving = self._moving(beats)
             used = np.array([stream is not None for stream in self._slots])
-            moving = np.array([s is not None and not self._rests(s, beats) for s in self._slots])
             to_end, self._to_end = self._to_end, np.zeros_like(self._to_end)
             if not used.any() and not self._leaving:
                 # Nobody is in: the next one begins with caches as small as it needs.
@@ -494,6 +494,8 @@ class RunningBatch:
             error = e
         with self.changed:
             for question in group:
+                if question not in self._hearing:  # cancelled meanwhile
+                    continue
                 self._hearing.remove(question)
                 if error is not None:
                     question.error = error
@@ -613,6 +615,17 @@ class RunningBatch:
                 self._fail_slots(error)
                 return
 
+    def _moving(self, beats: int | None) -> np.ndarray:
+        """Which slots take part in the next beats [B]."""
+        moving = np.zeros(len(self._slots), bool)
+        for slot, stream in enumerate(self._slots):
+            if stream is not None:
+                try:
+                    moving[slot] = not self._rests(stream, beats)
+                except Exception as error:  # words that are no text for the tokenizer
+                    self._end(stream, Finish.FAILED, error)
+        return moving
+
     def _rests(self, stream: Stream, beats: int | None = None) -> bool:
         if stream.beats_left <= 0:
             return True
@@ -653,4 +666,4 @@ class RunningBatch:
 
 
 def _is_waiting(question: object) -> bool:
-    return isinstance(question, Prefill) and question.waits
+    return isinstance(question, Prefill) and question.waits and question.error is None

@@ -72,7 +72,8 @@ class Stream:
             return "failed" if self.finish == Finish.FAILED else "done"
         if self.seated:
             return "paused" if self.batch.rests(self) else "running"
-        question = self.request.question if self.request else None
+        request = self.request  # another thread may be taking it
+        question = request.question if request else None
         waits = question is None or (isinstance(question, Prefill) and question.waits)
         return "prefilling" if waits else "queued"
 
