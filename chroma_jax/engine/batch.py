@@ -478,8 +478,9 @@ class RunningBatch:
     def _hear_some(self) -> None:
         """Takes in a piece of one question, or of several in pieces of one shape."""
         with self.changed:
-            while self._hearing and not self._hearing[0].waits:
+            while self._hearing and not self._hearing[0].waits:  # forgotten by its listener
                 self._hearing.popleft()
+                self.changed.notify_all()
             waiting = [question for question in self._hearing if question.waits]
             if not waiting:
                 return
@@ -494,13 +495,11 @@ class RunningBatch:
             error = e
         with self.changed:
             for question in group:
-                if question not in self._hearing:  # cancelled meanwhile
-                    continue
-                self._hearing.remove(question)
-                if error is not None:
-                    question.error = error
-                elif question.waits:  # the next piece after those of the others
-                    self._hearing.append(question)
+                question.error = error
+                if question in self._hearing:  # else it was cancelled meanwhile
+                    self._hearing.remove(question)
+                    if _is_waiting(question):  # the next piece after those of the others
+                        self._hearing.append(question)
             for stream in list(self._queue):
                 if error is not None and any(stream.request.question is q for q in group):
                     self._end(stream, Finish.FAILED, error)

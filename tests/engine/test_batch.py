@@ -182,6 +182,14 @@ def test_a_failure_ends_the_rows_that_it_is_about(make, requests, alone, breaks,
     same(again, alone[1])
 
 
+def test_the_real_length_of_a_question_counts(make, golden, requests, alone):
+    length = len(golden.processor.question(requests[1]["question"]).ids)
+    batch = make(question_positions=length + 4)  # its padding does not fit
+    stream = batch.admit(**requests[1])
+    run(batch)
+    same(stream, alone[1])
+
+
 def test_a_failure_of_the_first_row_leaves_the_others(make, requests, alone, breaks):
     batch = make()
     breaks(programs, "empty_like")

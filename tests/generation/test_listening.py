@@ -139,6 +139,25 @@ def test_stream_and_cancel(golden, voice, speech):
         closed.reply()
 
 
+def test_a_refused_push_changes_nothing(golden, voice, speech):
+    """Also where the resampler would have taken it in before its length was known."""
+    wave, rate = speech[: 24000 * 3], 44100
+    want = golden.reply((wave, rate), voice=voice, **SHORT)
+    listening = golden.listen(voice=voice)
+    listening.push(wave[:50000], rate)
+    seconds = listening.seconds
+    for bad, at, message in (
+        (np.zeros(rate * 170, np.float32), rate, "too long"),
+        (np.full(1000, np.nan), rate, "NaN"),
+        (wave[:1000], 16000, "the rate was"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            listening.push(bad, at)
+        assert listening.seconds == seconds
+    listening.push(wave[50000:], rate)
+    same(listening.reply(**SHORT), want)
+
+
 def test_what_is_wrong_is_named(golden, voice, speech):
     listening = golden.listen(voice=voice)
     for samples, rate, message in (

@@ -12,6 +12,7 @@ from flax import nnx
 from chroma_jax import Chroma, Sampling, TokenSampling, Turn, Voice
 from chroma_jax.audio.batch import pack
 from chroma_jax.audio.wav import load_audio
+from chroma_jax.engine import programs
 from chroma_jax.model.chroma import abstract_model
 
 SAMPLING = Sampling(
@@ -246,6 +247,32 @@ def test_voice_is_encoded_once_and_survives_a_file(
         golden.reply(question_path, voice=loaded, **request),
         golden.reply(question_path, voice=voice, **request),
     )
+
+
+def test_a_voice_serves_models_on_several_devices(golden, voice_path, voice_text):
+    there = jax.devices()[1]
+    elsewhere = Chroma(jax.device_put(golden.model, there), golden.processor)
+    voice = Voice(voice_path, voice_text)
+    caches = [chroma.prefill_voice(voice)[0] for chroma in (golden, elsewhere)]
+    assert caches[1].k.devices() == {there}
+    np.testing.assert_allclose(caches[0].k, caches[1].k, rtol=0, atol=1e-5)
+
+
+def test_what_ends_a_stream_is_raised(golden, question_path, voice, monkeypatch):
+    stream = golden.stream(question_path, voice=voice, max_seconds=5)
+    next(stream)
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(programs, "beat", broken)
+    for call in (lambda: list(stream), stream.reply, lambda: next(stream)):
+        with pytest.raises(RuntimeError, match="the device is gone"):
+            call()
+    assert stream.finish_reason == "failed"
+    stream.close()
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        stream.reply()
 
 
 def test_codes_of_another_codec_are_not_used(golden, voice_path, voice_text):
