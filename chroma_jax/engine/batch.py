@@ -544,7 +544,9 @@ class RunningBatch:
                     self._end(stream, Finish.FAILED, error)
             for slot in slots:
                 self._ledger.leave(slot)
-            self._fail_slots(error)
+            # Those inside go on, unless what failed had already been given their state.
+            if any(x.is_deleted() for x in jax.tree.leaves(self._state)):
+                self._fail_slots(error)
             return
         with self.changed:
             for slot, stream, request in zip(slots, group, requests, strict=True):
@@ -610,9 +612,8 @@ class RunningBatch:
             try:
                 cache = programs.extract_reasoner(self._state, np.array([slot]))
                 stream.keep(cache, int(cache.length[0]))
-            except Exception as error:
-                self._fail_slots(error)
-                return
+            except Exception:  # whoever goes on has it taken in again
+                logging.exception("a turn could not be kept")
 
     def _moving(self, beats: int | None) -> np.ndarray:
         """Which slots take part in the next beats [B]."""

@@ -149,8 +149,8 @@ def breaks(monkeypatch):
 # What fails, and which of two streams it must end: one that runs, one that joins. A third waits.
 FAILURES = {
     "prefill": (programs, {"joins"}),
-    "insert_rows": (programs, {"runs", "joins"}),
-    "resize": (caches, {"runs", "joins"}),
+    "insert_rows": (programs, {"joins"}),
+    "resize": (caches, {"joins"}),
     "pausing_beat": (programs, {"runs", "joins"}),
     "device_get": (jax, {"runs", "joins"}),
 }
@@ -197,6 +197,40 @@ def test_a_failure_of_the_first_row_leaves_the_others(make, requests, alone, bre
     run(batch)
     assert first.status == "failed"
     same(second, alone[1])
+
+
+def test_a_state_that_a_failure_took_along_is_made_anew(make, requests, alone, monkeypatch):
+    batch = make()
+    runs = batch.admit(**requests[1])
+    batch.step()
+    whole = programs.insert_rows
+
+    def broken(state, rows, slots):
+        monkeypatch.setattr(programs, "insert_rows", whole)
+        jax.tree.map(lambda x: x.delete(), state)
+        raise Broken
+
+    monkeypatch.setattr(programs, "insert_rows", broken)
+    joins, waits = batch.admit(**requests[0]), batch.admit(**requests[2])
+    run(batch)
+    assert (runs.status, joins.status) == ("failed", "failed")
+    same(waits, alone[2])
+
+
+def test_failures_about_given_words_and_kept_turns(make, requests, alone, breaks):
+    batch = make()
+    request = requests[1] | {"question": None, "say": "Hello.", "keep": True}
+    runs = batch.admit(**requests[4])
+    batch.step()
+    breaks(programs, "force")
+    joins, waits = batch.admit(**request), batch.admit(**request)
+    batch.step()
+    assert (runs.status, joins.status) == ("failed", "failed")
+    breaks(programs, "extract_reasoner")
+    beside = batch.admit(**requests[2])
+    run(batch)
+    assert waits.finish_reason == "length" and waits.kept() is None
+    same(beside, alone[2])
 
 
 def test_a_failed_ending_is_a_failure_of_those_who_go_on(make, requests, alone, breaks):
