@@ -235,14 +235,15 @@ def test_failures_about_given_words_and_kept_turns(make, requests, alone, breaks
 
 def test_a_failed_ending_is_a_failure_of_those_who_go_on(make, requests, alone, breaks):
     batch = make()
-    gone, stays, waits = (batch.admit(**requests[i]) for i in (0, 2, 1))
-    batch.step()
+    gone, stays = (batch.admit(**requests[i]) for i in (0, 2))
     batch.step()
     breaks(programs, "end_rows")
     batch.cancel(gone)
     run(batch)
     assert (gone.status, stays.status) == ("done", "failed")
-    same(waits, alone[1])
+    comes = batch.admit(**requests[1])
+    run(batch)
+    same(comes, alone[1])
     batch.cancel(stays)  # is nothing
     assert stays.finish_reason == "failed"
 
