@@ -16,7 +16,6 @@ import pathlib
 import platform
 import resource
 import shlex
-import statistics
 import subprocess
 import sys
 import time
@@ -38,6 +37,7 @@ from chroma_jax.config import ChromaConfig, LlamaConfig, presets  # noqa: E402
 from chroma_jax.engine import caches, programs  # noqa: E402
 from chroma_jax.engine.sampling import Sampling  # noqa: E402
 from chroma_jax.engine.state import BeatState, Prompt, row_axes  # noqa: E402
+from chroma_jax.evaluation.clock import Times, milliseconds, timed  # noqa: E402, F401
 from chroma_jax.model.chroma import ChromaModel, abstract_model  # noqa: E402
 from chroma_jax.model.flat import FlatModule  # noqa: E402
 from chroma_jax.model.unstacked import arranged  # noqa: E402
@@ -275,34 +275,6 @@ def widen(state: BeatState, rows: int) -> BeatState:
         return jax.tree.map(lambda x, axis: jnp.repeat(x, rows, axis), state, row_axes(state))
 
     return repeat(state, rows)
-
-
-class Times(list):
-    """Seconds of repeated runs."""
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self)
-
-    @property
-    def p95(self) -> float:
-        return float(np.percentile(self, 95))
-
-
-def milliseconds(seconds: float) -> float:
-    """As tables show them."""
-    return round(1e3 * seconds, 3)
-
-
-def timed(function: Callable, *args: Any, repeats: int, warm: int = 1) -> Times:
-    """Seconds of each call, to the end of its device work; `warm` calls before are not counted."""
-    times = Times()
-    for i in range(warm + repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(function(*args))
-        if i >= warm:
-            times.append(time.perf_counter() - start)
-    return times
 
 
 def step_through(step: Callable, state: Any, *, repeats: int, warm: int = 1) -> tuple[Times, Any]:

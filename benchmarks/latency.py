@@ -19,12 +19,12 @@ import traceback
 import common
 import jax
 import numpy as np
-import stages
 from common import Live, Report, Subject, Times, milliseconds
 from growth import memory, questions, replies
 
 from chroma_jax import Voice
 from chroma_jax.engine import programs
+from chroma_jax.evaluation import clock, stages
 from chroma_jax.generation.reply import ReplyStream
 
 REAL_TIME = 0.160  # seconds: the sound of a beat
@@ -75,10 +75,9 @@ def first_sound(subject: Subject, report: Report, args: argparse.Namespace) -> N
     rows = []
 
     def first_chunk(stream: ReplyStream, start: float) -> float:
-        chunk = next(stream)
-        seconds = time.perf_counter() - start
-        if not len(chunk.audio):
-            raise ValueError("the first beat made no sound")
+        seconds = clock.follow(stream, start, chroma.sample_rate, until_sound=True).first_sound
+        if seconds is None:
+            raise ValueError("the reply made no sound")
         # The beat after it is under way: the next measurement begins when it is done.
         jax.block_until_ready(stream._batch._state)
         stream.close()
@@ -187,38 +186,9 @@ def table_4(subject: Subject, report: Report, args: argparse.Namespace) -> None:
     beats = common.count_beats(config, args.reply)
     repeats = 3 if args.quick else 20
     live = Live(subject, prompt, 2 * beats, grow=False)
-    state = live.state
-    sizes = live.ledger.limits
-    middle = state._replace(
-        reasoner=state.reasoner._replace(length=state.reasoner.length + beats // 2),
-        backbone=state.backbone._replace(length=state.backbone.length + 2 * beats),
+    rows, together = stages.table(
+        model, prompt, live.state, live.ledger.limits, beats=beats, repeats=repeats
     )
-    hear = jax.jit(stages.reasoner_first, static_argnums=2)
-    take = jax.jit(stages.backbone_first, static_argnums=2)
-    firsts = {
-        "Reasoner": common.timed(hear, model, prompt, sizes.reasoner, repeats=repeats).median,
-        "Backbone": common.timed(take, model, prompt, sizes.backbone, repeats=repeats).median,
-    }
-    rows, together = [], 0.0
-    for stage in stages.make(model, middle):
-        step = jax.jit(stage.step)
-        seconds = common.timed(step, model, stage.state, repeats=repeats).median
-        each = seconds / stage.per_beat
-        count = beats * stage.per_beat
-        first = firsts.get(stage.name, each)
-        total = first + (count - 1) * each
-        together += total
-        rows.append(
-            {
-                "stage": stage.name,
-                "unit": stage.unit,
-                "first, ms": milliseconds(first),
-                "average, ms": milliseconds(each),
-                "count": count,
-                "total, s": total,
-                "real-time factor": total / args.reply,
-            }
-        )
 
     def whole(name: str, first: float | None, total: float) -> None:
         rows.append(

@@ -15,11 +15,11 @@ from __future__ import annotations
 import common
 import jax
 import jax.numpy as jnp
-import stages
 from common import Report, Subject
 
 from chroma_jax.cost.flops import flops
 from chroma_jax.engine import programs
+from chroma_jax.evaluation import stages
 
 
 def copy_rate(megabytes: int, repeats: int) -> float:

@@ -6,6 +6,7 @@ r"""Judges speech and dialogue: one task a call, named first.
     python -m chroma_jax.evaluate uro --data=URO-Bench-data --checkpoint=DIR --out=RESULTS [--judge_url=http://...]
     python -m chroma_jax.evaluate big_bench_audio --data=DIR --checkpoint=DIR --out=RESULTS
     python -m chroma_jax.evaluate voicebench --data=mmsu.jsonl --checkpoint=DIR --out=RESULTS
+    python -m chroma_jax.evaluate latency --questions=Q.jsonl --checkpoint=DIR --voice=V.wav --voice_text=... --out=RESULTS
     python -m chroma_jax.evaluate listening --first=DIR --second=DIR --names=ours,theirs --out=SHEET      makes a page
     python -m chroma_jax.evaluate listening --key=SHEET/key.csv --answers=A.csv,B.csv --system=ours --out=RESULTS
     python -m chroma_jax.evaluate report --results=RESULTS,OTHERS --out=report.html     one page with tables and plots
@@ -252,6 +253,49 @@ def _voicebench(given: flags.FlagValues) -> None:
     _say(benchmarks.voicebench(pathlib.Path(given.data), pathlib.Path(given.out), **_asked(given)))
 
 
+# --- latency --------------------------------------------------------------------------------------------------------------
+
+
+def _latency_flags(define: _Define) -> None:
+    define.path("questions", None, "JSONL of spoken questions: id and question, a sound")
+    define.path("out", None, "folder of the results")
+    define.string("system", None, "what the tables call it; default the checkpoint's name")
+    define.integer("seed", 0, "of the answers", lower_bound=0)
+    define.integer("repeats", 5, "runs of each question that count", lower_bound=1)
+    define.integer("drop", 3, "runs before them that do not", lower_bound=1)
+    define.list("streams", [], "numbers of streams that answer at once, as 1,4,16")
+    define.number("stage_seconds", 38.8, "length of the reply in the table of stages; 0 for no such table")  # fmt: skip
+    _model_flags(define)
+
+
+def _latency(given: flags.FlagValues) -> None:
+    from chroma_jax import Voice
+    from chroma_jax.evaluation import dialogue, latency
+
+    _wanted(given, "questions", "checkpoint", "out", "voice")
+    voice = Voice(*_voice(given))
+    questions = dialogue.read_questions(pathlib.Path(given.questions))
+    if not all(n.isdigit() and int(n) for n in given.streams):
+        raise cli.CommandError(f"--streams wants numbers, as 1,4,16, got {','.join(given.streams)}")
+    speaker = _speaker(given)
+    summary = latency.run(
+        questions,
+        pathlib.Path(given.out),
+        speaker.chroma,
+        voice,
+        system=given.system or pathlib.Path(given.checkpoint).name,
+        how=_how(given),
+        max_seconds=given.max_seconds,
+        sampling=speaker.sampling,
+        seed=given.seed,
+        repeats=given.repeats,
+        drop=given.drop,
+        streams=[int(n) for n in given.streams],
+        stage_seconds=given.stage_seconds,
+    )
+    _say(summary)
+
+
 # --- listening ------------------------------------------------------------------------------------------------------------
 
 
@@ -327,6 +371,7 @@ TASKS: dict[str, tuple[Callable, Callable]] = {
     "uro": (_uro_flags, _uro),
     "big_bench_audio": (_benchmark_flags, _big_bench_audio),
     "voicebench": (_benchmark_flags, _voicebench),
+    "latency": (_latency_flags, _latency),
     "listening": (_listening_flags, _listening),
     "report": (_report_flags, _report),
 }

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from chroma_jax.evaluation.clock import follow
+
 if TYPE_CHECKING:
     import pathlib
 
@@ -61,7 +63,7 @@ class Speaker:
         seed: int = 0,
         system_prompt: str | None = None,
     ):
-        self.chroma, self.seed = chroma, seed
+        self.chroma, self.sampling, self.seed = chroma, sampling, seed
         self._wanted = dict(max_seconds=max_seconds, sampling=sampling, system_prompt=system_prompt)
 
     def say(self, text: str, voice: Voice, name: str) -> Spoken:
@@ -75,16 +77,13 @@ class Speaker:
 
     def answer(self, conversation: Sequence[Any], voice: Voice, name: str) -> Spoken:
         """The answer to the last turn, streamed as a live one is."""
-        first, start = None, time.perf_counter()
+        start = time.perf_counter()
         with self.chroma.stream(
             list(conversation), voice=voice, seed=self._seed(name), **self._wanted
         ) as stream:
-            for chunk in stream:
-                if first is None and len(chunk.audio):
-                    first = time.perf_counter() - start
-        elapsed = time.perf_counter() - start
+            heard = follow(stream, start, self.chroma.sample_rate)
         reply = stream.reply()
-        return Spoken(reply.audio, reply.sample_rate, reply.text, reply.finish_reason, first, elapsed)  # fmt: skip
+        return Spoken(reply.audio, reply.sample_rate, reply.text, reply.finish_reason, heard.first_sound, heard.end)  # fmt: skip
 
     def through_codec(self, path: pathlib.Path) -> tuple[np.ndarray, int]:
         """What the Codec leaves of a recording: (samples, rate)."""

@@ -126,6 +126,7 @@ class FakeChroma:
 
 class FakeStream:
     finish_reason, sample_rate = "stop", 16000
+    tokens, frames = np.zeros(1, np.int32), np.zeros((1, 8), np.int32)
 
     def __init__(self, text, number):
         self.text, self.audio = text, np.zeros(1600, np.float32)

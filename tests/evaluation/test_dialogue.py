@@ -156,3 +156,26 @@ def test_the_same_id_twice(tmp_path):
 def test_questions_without_a_voice(questions, golden, ears, tmp_path):
     with pytest.raises(ValueError, match="2 questions have no voice, as a"):
         run(questions, golden, ears, None, tmp_path / "out")
+
+
+@pytest.mark.slow  # compiles say and the Codec over a whole prompt
+def test_the_command_speaks_a_list(golden_dir, golden, ears, voice_path, voice_text, tmp_path, monkeypatch):  # fmt: skip
+    from absl import flags
+
+    from chroma_jax import Chroma, evaluate
+
+    monkeypatch.setattr(Chroma, "from_pretrained", lambda *_, **__: golden)
+    (tmp_path / "meta.lst").write_text(f"a|{voice_text}|{voice_path}|the sun has 7")
+    values = flags.FlagValues()
+    evaluate.define_flags("speech", values)
+    values(["evaluate", f"--list={tmp_path / 'meta.lst'}", f"--checkpoint={golden_dir}", f"--out={tmp_path / 'out'}", "--max_seconds=1"])  # fmt: skip
+    evaluate.main("speech", values)
+    found = results.read_summary(tmp_path / "out")
+    assert (found["n"], found["missing"], found["wer"]) == (1, 0, 0.0)
+    assert found["made"]["max_seconds"] == 1.0
+    assert sum(found["made"]["ended by"].values()) == 1
+    # The ceiling: the prompt through the Codec has its length.
+    back = load_audio(next((tmp_path / "out" / "codec").iterdir()), 24000)
+    assert len(back) == len(load_audio(voice_path, 24000))
+    assert found["anchors"]["codec"]["sim"] == 1.0
+    assert "forced to the target" in found["tables"][0]["note"]

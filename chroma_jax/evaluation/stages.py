@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import common
 import jax
 import jax.numpy as jnp
 
 from chroma_jax import schedule
 from chroma_jax.engine.beat import BeatState, Prompt
+from chroma_jax.engine.caches import CacheSizes
+from chroma_jax.evaluation.clock import milliseconds, timed
 from chroma_jax.model.chroma import ChromaModel
 from chroma_jax.model.kv_cache import KVCache
 
@@ -119,7 +120,7 @@ def make(model: ChromaModel, state: BeatState) -> list[Stage]:
             "Codec", "frame", frames, _codec_step, (codes, state.codec),
             {"upsample": codec.upsample, "transformer": codec.decoder_transformer, "decoder": codec.decoder},
             {"upsample": 1, "transformer": 1, "decoder": 1},
-            common.weight_bytes(state.codec.transformer.k, state.codec.transformer.v),
+            state.codec.transformer.k.nbytes + state.codec.transformer.v.nbytes,
         ),
     ]  # fmt: skip
 
@@ -128,3 +129,57 @@ def live_bytes(cache: KVCache) -> int:
     """Bytes of the keys and values that hold something."""
     positions = int(jnp.sum(cache.length))
     return (cache.k.nbytes + cache.v.nbytes) // (cache.k.shape[1] * cache.size) * positions
+
+
+def table(
+    model: ChromaModel,
+    prompt: Prompt,
+    state: BeatState,
+    sizes: CacheSizes,
+    *,
+    beats: int,
+    repeats: int,
+) -> tuple[list[dict[str, Any]], float]:
+    """The rows of the paper's table 4 for a reply of that many beats, and the seconds of its stages together.
+
+    Each stage is timed as a program of its own at the middle of the reply, every call to the end of its device work. First: of the
+    Reasoner the question taken in, of the Backbone the voice and the first pair.
+
+    Args:
+      model: the four stages.
+      prompt: one question and voice.
+      state: the state before the first beat, in caches of their final sizes.
+      sizes: those.
+      beats: of the reply.
+      repeats: of each measurement, whose median is taken.
+    """
+    middle = state._replace(
+        reasoner=state.reasoner._replace(length=state.reasoner.length + beats // 2),
+        backbone=state.backbone._replace(length=state.backbone.length + 2 * beats),
+    )
+    first_of = {"Reasoner": (reasoner_first, sizes.reasoner), "Backbone": (backbone_first, sizes.backbone)}  # fmt: skip
+    firsts = {
+        name: timed(jax.jit(run, static_argnums=2), model, prompt, size, repeats=repeats).median
+        for name, (run, size) in first_of.items()
+    }
+    rows, together = [], 0.0
+    seconds = beats * schedule.FRAMES_PER_TEXT / model.cfg.codec.frame_rate
+    for stage in make(model, middle):
+        each = timed(jax.jit(stage.step), model, stage.state, repeats=repeats).median
+        each /= stage.per_beat
+        count = beats * stage.per_beat
+        first = firsts.get(stage.name, each)
+        total = first + (count - 1) * each
+        together += total
+        rows.append(
+            {
+                "stage": stage.name,
+                "unit": stage.unit,
+                "first, ms": milliseconds(first),
+                "average, ms": milliseconds(each),
+                "count": count,
+                "total, s": total,
+                "real-time factor": total / seconds,
+            }
+        )
+    return rows, together
