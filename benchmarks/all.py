@@ -76,12 +76,21 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--size", default="chroma_4b", help="tiny, chroma_100m or chroma_4b")
-    parser.add_argument("--checkpoint", help="instead of random weights (training stays random)")
+    parser.add_argument(
+        "--checkpoint",
+        type=os.path.expanduser,
+        help="instead of random weights (training stays random)",
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"))
     parser.add_argument("--quantize", choices=("int8", "fp8"))
     parser.add_argument("--layers", choices=("apart", "stacked"), default="stacked",
                         help="of latency, roofline and start_up: stacked compiles much sooner")  # fmt: skip
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="a folder for the results")
+    parser.add_argument(
+        "--out",
+        type=lambda text: pathlib.Path(text).expanduser(),
+        required=True,
+        help="a folder for the results",
+    )
     parser.add_argument("--seconds", type=float, default=570.0, help="for everything together")
     parser.add_argument("--quick", action="store_true", help="few repeats, few points")
     parser.add_argument("--peers", action="store_true", help="also the comparison with PyTorch")

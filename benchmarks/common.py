@@ -67,6 +67,11 @@ class Subject(NamedTuple):
     directory: str | None = None  # of a checkpoint: its tokenizer is there
 
 
+def path(text: str) -> pathlib.Path:
+    """An argument that is a path: no shell opens the `~` of --out=~/x."""
+    return pathlib.Path(text).expanduser()
+
+
 def parser(doc: str) -> argparse.ArgumentParser:
     """The flags that all programs have."""
     made = argparse.ArgumentParser(
@@ -74,7 +79,9 @@ def parser(doc: str) -> argparse.ArgumentParser:
     )
     which = made.add_mutually_exclusive_group()
     which.add_argument("--size", choices=SIZES, default="tiny", help="random weights of this size")
-    which.add_argument("--checkpoint", help="a checkpoint, instead of random weights")
+    which.add_argument(
+        "--checkpoint", type=os.path.expanduser, help="a checkpoint, instead of random weights"
+    )
     made.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
@@ -83,7 +90,7 @@ def parser(doc: str) -> argparse.ArgumentParser:
     made.add_argument("--quantize", choices=("int8", "fp8"), help="hold kernels in eight bits")
     made.add_argument("--layers", choices=("apart", "stacked"),
                       help="how the LLaMAs' layers are held, see chroma_jax/model/unstacked.py; default as the library's")  # fmt: skip
-    made.add_argument("--out", type=pathlib.Path, help="a folder for the JSON of the results")
+    made.add_argument("--out", type=path, help="a folder for the JSON of the results")
     made.add_argument("--quick", action="store_true", help="few repeats, few points: tries it all")
     made.add_argument("--budget", type=float, default=float("inf"),
                       help="seconds after which points not yet begun are left out")  # fmt: skip

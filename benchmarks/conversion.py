@@ -215,7 +215,7 @@ def main(argv: list[str]) -> None:
     load = os.getloadavg()
     cfg = tiny() if _TINY.value else chroma_4b()
     tensors = checkpoint_tensors(cfg)
-    with tempfile.TemporaryDirectory(dir=_DIR.value) as work:
+    with tempfile.TemporaryDirectory(dir=_DIR.value and os.path.expanduser(_DIR.value)) as work:
         source, copy, converted, exported = (
             os.path.join(work, n) for n in ("source", "copy", "converted", "exported")
         )
@@ -253,7 +253,7 @@ def main(argv: list[str]) -> None:
             "compared": compared,
             "differ": bad,
         }
-        with open(_JSON.value, "w") as f:
+        with open(os.path.expanduser(_JSON.value), "w") as f:
             json.dump(figures, f, indent=1)
     if bad:
         raise SystemExit(1)

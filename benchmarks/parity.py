@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import pathlib
 import sys
 
@@ -99,7 +100,7 @@ def measure(directory: pathlib.Path) -> list[tuple[str, str]]:
 def main() -> None:
     """Prints the table and writes JSON on request."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", help="also write the table here")
+    parser.add_argument("--json", type=os.path.expanduser, help="also write the table here")
     args = parser.parse_args()
     jax.config.update("jax_default_matmul_precision", "highest")
     rows = measure(TESTS / "data" / "chroma-tiny")

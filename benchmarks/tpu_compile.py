@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--topology", default="v6e:2x2", help="one of its chips is used")
     parser.add_argument("--rows", default="1", metavar="N,M,...", help="streams in the batch")
     parser.add_argument("--quantize", choices=QUANTIZED, help="weights in eight bits")
-    parser.add_argument("--json", help="also write the table here")
+    parser.add_argument("--json", type=os.path.expanduser, help="also write the table here")
     args = parser.parse_args()
     devices = tpu.topology_devices(args.topology)
     chip = devices[0]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import pathlib
 import runpy
 import sys
@@ -142,7 +143,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="rows with this in their name, such as v6e")
     parser.add_argument("--quick", action="store_true", help="without machine code and cycles")
-    parser.add_argument("--json", default="tpu_training.json", help="where rows are kept")
+    parser.add_argument(
+        "--json", type=os.path.expanduser, default="tpu_training.json", help="where rows are kept"
+    )
     args = parser.parse_args()
     path = pathlib.Path(args.json)
     done = json.loads(path.read_text()) if path.exists() else {}
