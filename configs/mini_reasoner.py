@@ -4,7 +4,9 @@ Its ears are the first four layers of Whisper base and stay as they are; what fo
 The data, and the checkpoint that it begins with (`make mini` does all of it, see docs/synthesis.md):
 
     python -m chroma_jax.synthesize --config=configs/synthesis/mini_dialogue.py --out=out/mini/dialogue
-    python -m chroma_jax.create --size=mini --vocab_size=2048 --ears=whisper-base --codebook_seconds=60 \
+    python -m chroma_jax.train --config=configs/mini_codec.py --workdir=out/mini/codec \
+        --config.data.train=out/mini/dialogue/sounds.jsonl
+    python -m chroma_jax.create --size=mini --vocab_size=2048 --ears=whisper-base --codec=out/mini/codec/model \
         --manifest=out/mini/dialogue/train.jsonl --out=out/mini/start
     python -m chroma_jax.prepare --manifest=out/mini/dialogue/train.jsonl --checkpoint=out/mini/start --out=out/mini/train
     python -m chroma_jax.prepare --manifest=out/mini/dialogue/validation.jsonl --checkpoint=out/mini/start --out=out/mini/validation
