@@ -7,6 +7,7 @@ import errno
 import logging as std_logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TextIO
 
@@ -27,6 +28,16 @@ def fail(message: object) -> NoReturn:
     """Prints `error: message`, at most 200 characters in one line, and exits with code 2."""
     print(messages.shorten(f"error: {message}"), file=sys.stderr)
     sys.exit(USAGE_ERROR)
+
+
+def told(error: BaseException) -> tuple[int, str]:
+    """(exit code, what is printed) of an error that ends a command: one line if it is the user's, a traceback if it is ours."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted"
+    # With --verbosity=1 always where it came from.
+    if isinstance(error, ValueError | OSError) and not logging.vlog_is_on(1):
+        return USAGE_ERROR, messages.shorten(f"error: {error}")
+    return 1, "".join(traceback.format_exception(error)).rstrip()
 
 
 def path_flag(
@@ -143,13 +154,10 @@ def run(main: Callable[[], None]) -> None:
         try:
             main()
             sys.stdout.flush()
-        except (ValueError, OSError) as e:
-            if logging.vlog_is_on(1):  # --verbosity=1: where it came from
-                raise
-            fail(e)
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            sys.exit(130)
+        except (ValueError, OSError, KeyboardInterrupt) as e:
+            code, text = told(e)
+            print(text, file=sys.stderr)
+            sys.exit(code)
         lost = sys.stdout.lost
         # A reader that has enough is no error; a full disk is, though what the command makes is made.
         if lost is not None and lost.errno != errno.EPIPE:

@@ -1,16 +1,46 @@
-"""Paths as users write them, and files that appear whole or not at all. Only the standard library."""
+"""Paths as users write them, on file systems and in object stores (gs://bucket/folder), and files that appear whole or not at all.
+
+Only the standard library is imported with it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import uuid
 from collections.abc import Iterator
+from typing import Any
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 def expand(path: str | os.PathLike) -> str:
     """The path with a leading `~` or `~user` opened, as the shell does where it can; `scheme://...` stays as it is."""
     return os.path.expanduser(os.fspath(path))
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    """Whether it is `scheme://...`, no path of a file system."""
+    return _SCHEME.match(os.fspath(path)) is not None
+
+
+def absolute(path: str | os.PathLike) -> str:
+    """The path from the root on, `~` opened; one in an object store as it is, without a slash at its end."""
+    return os.fspath(path).rstrip("/") if is_remote(path) else os.path.abspath(expand(path))
+
+
+def join(path: str | os.PathLike, *parts: str) -> str:
+    """`os.path.join`, in object stores too."""
+    path = os.fspath(path)
+    return "/".join([path.rstrip("/"), *parts]) if is_remote(path) else os.path.join(path, *parts)
+
+
+def at(path: str | os.PathLike) -> Any:
+    """The path as an `etils.epath.Path`: pathlib's methods, wherever it lies."""
+    from etils import epath
+
+    return epath.Path(os.fspath(path))
 
 
 def same(a: str | os.PathLike, b: str | os.PathLike) -> bool:

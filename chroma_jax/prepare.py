@@ -22,7 +22,9 @@ import sys
 
 from absl import flags
 
-from chroma_jax import cli
+from chroma_jax import cli, jobs
+
+_A_WEEK_MS = 7 * 24 * 3600 * 1000
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
@@ -59,7 +61,13 @@ def main(given: flags.FlagValues = flags.FLAGS) -> None:
         raise cli.CommandError("--coordinator is for --distributed")
     number, count = given.process_id, given.num_processes
     if given.distributed:
-        number, count = _join(given.coordinator, count, number)
+        asked = {}
+        if given.coordinator:
+            asked = dict(
+                coordinator_address=given.coordinator, num_processes=count, process_id=number
+            )
+        # Finished shards stay, so SIGTERM may end a process as ever: nothing needs to be saved.
+        number, count = jobs.join(asked, saves_on_sigterm=False)
 
     from chroma_jax.data.prepare import Options, prepare
 
@@ -74,54 +82,18 @@ def main(given: flags.FlagValues = flags.FLAGS) -> None:
         return
     moments = ["checked", "done"]
 
-    def meet(problem: str = "") -> None:
-        _meet(moments.pop(0), problem, number, count)
+    def meet() -> None:
+        """Waits for all processes, however far behind."""
+        jobs.client().wait_at_barrier(f"chroma_jax.prepare/{moments.pop(0)}", _A_WEEK_MS)
 
-    try:
+    with jobs.together():
         done = prepare(
             *request, process_id=number, num_processes=count, only_finish=given.finish, say=_say, before_loading=meet
         )  # fmt: skip
-    except _OtherFailedError:
-        raise
-    except (ValueError, OSError) as e:
-        _say(f"process {number} failed and waits for the others: {e}")
-        meet(str(e))  # they need not go on
-        raise
-    while moments:
-        meet()
-    if done is None and number == 0:
-        prepare(*request, only_finish=True, say=_say)  # now all shards are there
-
-
-class _OtherFailedError(ValueError):
-    """Another process of the job met an error."""
-
-
-def _join(coordinator: str | None, count: int, number: int) -> tuple[int, int]:
-    """Joins the job: (id of this process, number of processes)."""
-    import jax
-
-    # Finished shards stay, so SIGTERM may end a process as ever: nothing needs to be saved.
-    jax.config.update("jax_enable_preemption_service", False)
-    asked = {}
-    if coordinator:
-        asked = dict(coordinator_address=coordinator, num_processes=count, process_id=number)
-    jax.distributed.initialize(**asked)
-    return jax.process_index(), jax.process_count()
-
-
-def _meet(moment: str, problem: str, number: int, count: int) -> None:
-    """Waits for all processes, however far behind; raises _OtherFailedError if another one has a problem."""
-    # JAX's public barriers are collectives, which do not wait for long on every platform.
-    from jax._src import distributed
-
-    service, key = distributed.global_state.client, f"chroma_jax.prepare/{moment}"
-    service.key_value_set(f"{key}/{number}", f"{problem}.")  # an empty value is none
-    service.wait_at_barrier(key, 7 * 24 * 3600 * 1000)
-    said = [service.blocking_key_value_get(f"{key}/{i}", 60_000)[:-1] for i in range(count)]
-    failed = [i for i, theirs in enumerate(said) if theirs]
-    if failed and not problem:
-        raise _OtherFailedError(f"process {failed[0]} failed: {said[failed[0]]}")
+        while moments:
+            meet()
+        if done is None and number == 0:
+            prepare(*request, only_finish=True, say=_say)  # now all shards are there
 
 
 def _say(line: str) -> None:

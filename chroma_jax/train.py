@@ -20,7 +20,7 @@ from typing import Any
 
 from absl import flags, logging
 
-from chroma_jax import cli, paths
+from chroma_jax import cli, jobs, paths
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
@@ -67,9 +67,7 @@ def main(given: flags.FlagValues = flags.FLAGS, changes: Sequence[tuple[str, str
         print(compile_only(config, given.compile_only, given.slices))
         return
     if given.distributed:
-        import jax
-
-        jax.distributed.initialize(**(asked if all(told) else {}))
+        jobs.join(asked if all(told) else {}, saves_on_sigterm=True)
 
     from chroma_jax.training.loop import train
 
@@ -78,7 +76,8 @@ def main(given: flags.FlagValues = flags.FLAGS, changes: Sequence[tuple[str, str
         logging.get_absl_logger().addFilter(
             lambda record: "orbax" not in record.pathname or record.levelno < std_logging.ERROR
         )
-    outcome = train(config, given.workdir, export=given.export, say=_say)
+    with jobs.together():
+        outcome = train(config, given.workdir, export=given.export, say=_say)
     if outcome.signal is not None:
         # As a shell says it: whoever started this process sees that there is more to do.
         sys.exit(128 + outcome.signal)

@@ -22,6 +22,7 @@ import time
 from collections.abc import Sequence
 
 from commands import (
+    STOPPED,
     Parser,
     add_command,
     add_dry_run,
@@ -109,7 +110,8 @@ def run(commands: Sequence[tuple[dict[str, str], list[str]]]) -> int:
             told = asked
             _send(processes, signal.SIGTERM if told == 1 else signal.SIGKILL)
         if not failed:
-            failed = next((code for code in codes if code), 0)
+            # One that saved and stopped has not failed: the others are about to.
+            failed = next((code for code in codes if code and code != STOPPED), 0)
             since = time.monotonic()
         elif time.monotonic() - since > _GRACE_SECONDS:
             _send(processes, signal.SIGKILL)  # they wait for the one that failed

@@ -19,7 +19,7 @@ from typing import Any
 
 from absl import logging
 
-from chroma_jax.checkpoint.paths import is_remote, path_of
+from chroma_jax import paths
 
 LEASE_SECONDS = 90.0
 BEAT_SECONDS = 10.0
@@ -68,7 +68,9 @@ def exclusive(
     """
     path = os.fspath(path)
     hold = Hold(path)
-    lock = _remote(path, busy, say, hold) if is_remote(path) else _local(path, busy, say, hold)
+    lock = (
+        _remote(path, busy, say, hold) if paths.is_remote(path) else _local(path, busy, say, hold)
+    )
     with lock:
         yield hold
 
@@ -136,7 +138,7 @@ def _say_waiting(say: Callable[[str], None], busy: str, pid: Any, host: Any) -> 
 
 @contextlib.contextmanager
 def _remote(path: str, busy: str, say: Callable[[str], None], hold: Hold) -> Iterator[None]:
-    file, token = path_of(path), secrets.token_hex(8)
+    file, token = paths.at(path), secrets.token_hex(8)
 
     def read() -> dict[str, Any] | None:
         try:

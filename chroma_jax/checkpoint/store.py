@@ -29,6 +29,7 @@ from chroma_jax.checkpoint import params, quantizing
 from chroma_jax.checkpoint.from_torch import load_torch
 from chroma_jax.checkpoint.literal import literal
 from chroma_jax.checkpoint.params import Shardings
+from chroma_jax.checkpoint.processes import by_first
 from chroma_jax.checkpoint.safetensors_io import DTYPES, NAMES
 from chroma_jax.checkpoint.staging import check_space, staged
 from chroma_jax.checkpoint.torch_files import CONFIG_FILE, read_config, read_json, resolve_source
@@ -309,11 +310,14 @@ def save(
     arrays = params.flatten(model)
     nbytes = sum(array.size * array.dtype.itemsize for array in arrays.values())
     first = jax.process_index() == 0
-    target = staged(directory, overwrite=overwrite) if first else contextlib.nullcontext()
-    with target as stage:
-        if first:
+
+    @contextlib.contextmanager
+    def target() -> Iterator[str]:
+        with staged(directory, overwrite=overwrite) as stage:
             check_space(stage, nbytes)
-        stage = _from_first(stage) if jax.process_count() > 1 else stage
+            yield stage
+
+    with by_first(target) as stage:
         with orbax_context():
             ocp.save(literal(os.path.join(stage, PARAMS)), nest(arrays))
         if first:
@@ -338,12 +342,3 @@ def save(
             write_manifest(stage, manifest)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"chroma_jax.save {os.fspath(directory)}")
-
-
-def _from_first(text: str | None) -> str:
-    """The first process's string, on every process."""
-    buffer = np.zeros(4096, np.uint8)
-    if text is not None:
-        encoded = text.encode("utf-8")
-        buffer[: len(encoded)] = np.frombuffer(encoded, np.uint8)
-    return bytes(multihost_utils.broadcast_one_to_all(buffer)).rstrip(b"\0").decode("utf-8")

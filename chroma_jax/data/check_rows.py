@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 
 from chroma_jax.audio.prompt import Processor
-from chroma_jax.data.manifest import BadRow, Row, check_files, load_row
+from chroma_jax.data.manifest import BadRow, Row, bad_row, check_files, load_row
 from chroma_jax.data.voices import VoiceLimits
 from chroma_jax.messages import shorten
 
@@ -55,7 +55,7 @@ def find_bad_rows(
                 check_files(row)
             return None
         except (ValueError, OSError) as e:
-            return BadRow(row.line, str(e))
+            return bad_row(row, e)
         finally:
             checked()
 

@@ -58,6 +58,31 @@ class BadRow(NamedTuple):
 
     line: int
     reason: str
+    files: str = (
+        ""  # `content` of its files when it was looked at; empty where the row is wrong in itself
+    )
+
+
+def bad_row(row: Row, error: Exception) -> BadRow:
+    """The row that an error was met with, as one that cannot be used while its files are what they are."""
+    return BadRow(row.line, printable(error), content(row))
+
+
+def printable(error: Exception) -> str:
+    """What an error says, in characters that every file and terminal of UTF-8 takes."""
+    return str(error).encode("utf-8", "backslashreplace").decode()
+
+
+def content(row: Row) -> str:
+    """16 hexadecimal digits that stand for the bytes of a row's files, or for what keeps them from being read."""
+    digest = hashlib.sha256()
+    for file in row.files:
+        try:
+            with open(file, "rb") as f:
+                digest.update(hashlib.file_digest(f, "sha256").digest())
+        except (OSError, ValueError) as e:
+            digest.update(type(e).__name__.encode())
+    return digest.hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,7 +146,7 @@ def read_manifest(path: str | os.PathLike) -> Manifest:
                     row = _read_row(data, line, root)
                     _refuse_twin(row, ids, contents)
                 except ValueError as e:
-                    row = BadRow(line, str(e))
+                    row = BadRow(line, printable(e))
                 rows.append(row)
     except OSError as e:
         raise ValueError(f"manifest {path} cannot be read: {e.strerror or e}") from e
@@ -137,6 +162,7 @@ def _read_row(data: bytes, line: int, root: str) -> Row:
         raise ValueError(f"is not JSON: {e}") from e
     if not isinstance(values, dict):
         raise ValueError(f"must be a JSON object, got {type(values).__name__}")
+    _refuse_half_characters(values, "the row")
     unknown = sorted(set(values) - _KEYS)
     if unknown:
         raise ValueError(f"unknown key {shown(unknown[0])}; known are {', '.join(sorted(_KEYS))}")
@@ -174,6 +200,22 @@ def _read_row(data: bytes, line: int, root: str) -> Row:
         speaker=values.get("speaker"),
         language=values.get("language"),
     )
+
+
+def _refuse_half_characters(value: Any, name: str) -> None:
+    """Raises ValueError for text that no file can hold: JSON can spell half a pair, such as "\\ud83d" without what follows it."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as e:
+            raise ValueError(f"{name} has half a character, {value[e.start]!r}") from e
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            _refuse_half_characters(key, name)
+            _refuse_half_characters(inner, key)
+    elif isinstance(value, list):
+        for inner in value:
+            _refuse_half_characters(inner, name)
 
 
 def _read_turn(turn: Any, i: int, absolute) -> Turn:

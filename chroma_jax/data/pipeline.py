@@ -15,6 +15,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import signal
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -62,6 +65,12 @@ class BatchIterator(Iterator[Batch]):
         self._position += 1
         return batch
 
+    def close(self) -> None:
+        """Ends threads and worker processes, and frees the memory they share. The next batch starts them again."""
+        read, self._read = self._read, None
+        if read is not None:
+            read.close()
+
     @property
     def position(self) -> int:
         """Batches given so far, over all epochs."""
@@ -85,7 +94,7 @@ class BatchIterator(Iterator[Batch]):
                 f"the state belongs to other data, seed, batch size or shapes ({state['plan']}, this pipeline is {self._plan_key})"
             )
         self._position = int(state["position"])
-        self._read = None
+        self.close()
 
 
 class Evaluation:
@@ -99,7 +108,11 @@ class Evaluation:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        return iter(_grain(self._batches, 0, self._reading))
+        read = iter(_grain(self._batches, 0, self._reading))
+        try:
+            yield from read
+        finally:  # also of a pass that is left early
+            read.close()
 
 
 def make_pipeline(
@@ -321,4 +334,20 @@ def _grain(batches: _Batches, start: int, reading: Reading):
         return dataset
     if not flags.FLAGS.is_parsed():
         raise ValueError("reading with worker processes needs parsed absl flags")
-    return dataset.mp_prefetch(grain.multiprocessing.MultiprocessingOptions(reading.workers))
+    workers = grain.multiprocessing.MultiprocessingOptions(reading.workers)
+    return dataset.mp_prefetch(workers, worker_init_fn=_leave_signals)
+
+
+def _leave_signals(number: int, count: int) -> None:
+    """In a worker process: a signal to the whole process group is for the one that trains, which ends its workers itself."""
+    del number, count
+    for asked in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(asked, signal.SIG_IGN)
+    parent = os.getppid()
+
+    def leave_with_it() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)  # it was killed
+
+    threading.Thread(target=leave_with_it, daemon=True).start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -24,7 +25,15 @@ from chroma_jax.data import metadata as md
 from chroma_jax.data.check_rows import BadRowsError, find_bad_rows, tell_bad_rows
 from chroma_jax.data.encode import Encoder
 from chroma_jax.data.make_records import make_records
-from chroma_jax.data.manifest import BadRow, Row, Sounds, load_row, read_manifest
+from chroma_jax.data.manifest import (
+    BadRow,
+    Row,
+    Sounds,
+    bad_row,
+    content,
+    load_row,
+    read_manifest,
+)
 from chroma_jax.data.records import HIDDEN_DTYPES
 from chroma_jax.data.voices import VoiceLimits
 from chroma_jax.messages import shown
@@ -119,8 +128,11 @@ def prepare(
     _make_directory(out)
     done = work.check_directory()
     if done is not None:
-        say(f"{out} is complete: {done.num_records} records, nothing to do")
-        return done
+        again = 0 if only_finish else work.reopen()
+        if not again:
+            say(f"{out} is complete: {done.num_records} records, nothing to do")
+            return done
+        say(f"{again} shards are made again: files of rows that were left out have come or changed")
     if only_finish:
         return work.finish_only()
     mine = range(process_id, len(work.keys), num_processes)
@@ -202,11 +214,31 @@ class _Work:
         if not os.path.exists(os.path.join(self.out, md.METADATA)):
             return None
         done = md.read_metadata(self.out)
-        if begun is None or done.key != shards.plan_key(begun, self.keys):
+        skipped = [row["line"] for row in done.skipped]
+        if begun is None or done.key != shards.plan_key(begun, self.keys, skipped):
             raise md.DatasetError(
                 f"{self.out} holds a finished dataset of another manifest; choose another --out"
             )
         return done
+
+    def reopen(self) -> int:
+        """Makes a complete dataset an incomplete one if rows that were left out may be usable now: how many shards have such."""
+        with ThreadPoolExecutor(self.options.threads) as pool:
+            again = [n for n, _ in enumerate(self.keys) if self._note(n, pool) is None]
+        if again:
+            with contextlib.suppress(FileNotFoundError):  # another process was first
+                os.unlink(os.path.join(self.out, md.METADATA))
+        return len(again)
+
+    def _note(self, number: int, pool: Executor) -> shards.Note | None:
+        """The note of a shard that is done and would come out the same again."""
+        note = shards.read_note(self.out, number, self.keys[number])
+        if note is None:
+            return None
+        rows = {row.line: row for row in self.shards[number]}
+        left_out = [bad for bad in note.skipped if bad.line in rows]
+        now = pool.map(content, (rows[bad.line] for bad in left_out))
+        return note if all(a.files == b for a, b in zip(left_out, now, strict=True)) else None
 
     def _begun(self) -> dict[str, Any] | None:
         path = os.path.join(self.out, shards.PLAN)
@@ -240,7 +272,8 @@ class _Work:
         devices: Sequence[jax.Device] | None,
     ) -> None:
         """Makes those of the shards `mine` that are missing."""
-        notes = {number: shards.read_note(self.out, number, self.keys[number]) for number in mine}
+        with ThreadPoolExecutor(self.options.threads) as pool:
+            notes = {number: self._note(number, pool) for number in mine}
         todo = [number for number in mine if notes[number] is None]
         bad = [*self.bad, *(row for note in notes.values() if note for row in note.skipped)]
         wrong: dict[int, list[BadRow]] = {}
@@ -324,7 +357,7 @@ class _Work:
             try:
                 rows.append((row, future.result()))
             except (ValueError, OSError) as e:
-                late.append(BadRow(row.line, str(e)))
+                late.append(bad_row(row, e))
         if late and self.options.on_bad_row == "fail":
             raise BadRowsError(late, self.manifest)
         wanted = self.options.hidden_dtype if self.options.precompute_hidden else None

@@ -196,7 +196,7 @@ def finish(directory: str, plan: Mapping[str, Any], rows: Sequence[str], bad: Se
     if not total:
         raise md.DatasetError(f"{directory}: not one row of the manifest could be used")
     skipped = sorted({*bad, *(row for note in notes for row in note.skipped)})
-    key = plan_key(plan, rows)
+    key = plan_key(plan, rows, [row.line for row in skipped])
     metadata = md.Metadata(
         **plan,
         key=key,
@@ -221,9 +221,9 @@ def finish(directory: str, plan: Mapping[str, Any], rows: Sequence[str], bad: Se
     return metadata
 
 
-def plan_key(plan: Mapping[str, Any], rows: Sequence[str]) -> str:
-    """Stands for settings and manifest together."""
-    return md.fingerprint([plan, list(rows)])
+def plan_key(plan: Mapping[str, Any], rows: Sequence[str], skipped: Sequence[int] = ()) -> str:
+    """Stands for settings, manifest, and the lines that were left out."""
+    return md.fingerprint([plan, list(rows), *([list(skipped)] if skipped else [])])
 
 
 def statistics(index: Mapping[str, np.ndarray]) -> dict[str, Any]:

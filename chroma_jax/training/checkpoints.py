@@ -13,10 +13,11 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
@@ -29,6 +30,11 @@ from chroma_jax.data.metadata import fingerprint
 from chroma_jax.training.step import TrainState
 
 _SPARE_BYTES = 64 * 2**20
+_READINGS = 20  # attempts to read what another process keeps replacing
+
+
+# Configuration that decides which parameters and moments there are.
+_OF_THE_STATE = ("model.", "train.objective", "train.trains", "train.lora")
 
 
 class Position(NamedTuple):
@@ -37,6 +43,9 @@ class Position(NamedTuple):
     step: int  # steps done
     data: dict[str, Any]  # state of the data's iterator
     config: dict[str, Any]  # RunConfig.to_dict()
+    base: str | None = (
+        None  # `base_fingerprint` of what is frozen; None in checkpoints of before it was kept
+    )
 
 
 def structure(state: Any) -> str:
@@ -45,18 +54,47 @@ def structure(state: Any) -> str:
     return fingerprint([[path_name(p), list(x.shape), str(x.dtype)] for p, x in leaves])
 
 
+def base_fingerprint(frozen: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits that stand for every bit of the frozen parameters, however they are sharded.
+
+    Sums of integers, which wrap around, are the same in any order: each process adds up what it has.
+    """
+
+    numbers = jax.tree.map(_number, frozen)
+    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(numbers))
+    return fingerprint([[path_name(path), x.tolist()] for path, x in leaves])
+
+
+@jax.jit
+def _number(x: jax.Array) -> jax.Array:
+    kind = f"uint{8 * x.dtype.itemsize}"
+    bits = jax.lax.bitcast_convert_type(x, kind).astype(jnp.uint32)
+    place = jnp.zeros((), jnp.uint32)
+    for axis, size in enumerate(x.shape):
+        place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    # Two sums of which the second is far from linear: what changes neither is no accident.
+    mixed = (bits ^ (place * jnp.uint32(2654435761))) * jnp.uint32(2246822519)
+    return jnp.stack([(bits * (2 * place + 1)).sum(), (mixed ^ (mixed >> 15)).sum()])
+
+
 class Checkpoints:
     """The newest `keep` checkpoints of a directory; saves go on while training does. A context manager.
 
     All processes of a run make it and call its methods together; `directory` is on a file system that they share.
+
+    Args:
+      directory: of the checkpoints.
+      keep: how many stay.
+      reading: only reads, and leaves everything as it is: the directory may be that of a run that goes on meanwhile.
     """
 
-    def __init__(self, directory: str | os.PathLike, keep: int):
+    def __init__(self, directory: str | os.PathLike, keep: int, *, reading: bool = False):
         self.directory = os.path.abspath(paths.expand(directory))
+        self._reading = reading
         self._checkpointer = ocp.training.Checkpointer(
             literal(self.directory),
             preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not reading,
         )
         self._saving: ocp.AsyncResponse[bool] | None = None
 
@@ -84,6 +122,7 @@ class Checkpoints:
             "structure": structure(state),
             "data": position.data,
             "config": position.config,
+            "base": position.base,
         }
         self._saving = self._checkpointer.save_async(
             position.step, state, force=True, custom_metadata=metadata
@@ -112,41 +151,76 @@ class Checkpoints:
                 f"a checkpoint could not be written to {self.directory}: {reason(e)}"
             ) from e
 
-    def restore(self, like: TrainState) -> tuple[TrainState, Position] | None:
+    def restore(
+        self, like: TrainState, config: Mapping[str, Any] | None = None
+    ) -> tuple[TrainState, Position] | None:
         """The newest checkpoint that can be read, in the shapes and shardings of `like`; None if there are none.
 
-        Newer ones that cannot be read are put aside, with a warning.
+        Newer ones that cannot be read are put aside, with a warning; while `reading` they are left alone.
+
+        Args:
+          like: `abstract` of a state.
+          config: of the run that asks, for the message when its state is another.
 
         Raises:
-          ValueError: the checkpoints are of another model or stage; or there are some and none can be read.
+          ValueError: the checkpoints are of another model, stage or LoRA rank; or there are some and none can be read.
         """
+        for _ in range(_READINGS):
+            try:
+                return self._restore(like, config or {})
+            except _GoneError:  # newer ones have come in its place
+                self._checkpointer.reload()
+        raise OSError(f"{self.directory}: its checkpoints are replaced faster than they are read")
+
+    def _restore(
+        self, like: TrainState, config: Mapping[str, Any]
+    ) -> tuple[TrainState, Position] | None:
         found = self.steps
         for step in reversed(found):
             problem, state, position = None, None, None
             try:
                 metadata = self._checkpointer.metadata(step).custom_metadata
                 theirs = metadata["structure"]
-                position = Position(step, dict(metadata["data"]), dict(metadata["config"]))
+                position = Position(
+                    step, dict(metadata["data"]), dict(metadata["config"]), metadata.get("base")
+                )
                 if theirs == structure(like):
                     state = self._checkpointer.load(step, like)
             except Exception as e:  # damage has many faces: tensorstore, JSON, missing files
                 problem = reason(e)
             if _everywhere(problem is None):
                 if state is None:
-                    raise ValueError(
-                        f"{self.directory} holds the checkpoints of another model, stage or LoRA rank; choose another --workdir"
-                    )
+                    raise ValueError(self._of_another_run(position, config))
                 return state, position
-            aside = self._put_aside(step)
+            problem = problem or "another process could not read it"
+            if not self._reading:
+                aside = self._put_aside(step)
+                logging.warning(
+                    "the checkpoint of step %d is damaged, going back to the one before it; moved to %s (%s)",
+                    step, aside, problem,
+                )  # fmt: skip
+                continue
+            if not _everywhere(os.path.isdir(os.path.join(self.directory, str(step)))):
+                raise _GoneError
             logging.warning(
-                "the checkpoint of step %d is damaged, going back to the one before it; moved to %s (%s)",
-                step, aside, problem or "another process could not read it",
-            )  # fmt: skip
+                "the checkpoint of step %d is damaged, reading the one before it (%s)",
+                step,
+                problem,
+            )
         if found:
             raise ValueError(
                 f"none of the {len(found)} checkpoints in {self.directory} can be read; to begin anew choose another --workdir"
             )
         return None
+
+    def _of_another_run(self, position: Position, config: Mapping[str, Any]) -> str:
+        lines = changes(position.config, config) if config else []
+        lines = [line for line in lines if line.startswith(_OF_THE_STATE)]
+        why = f" ({few(lines)})" if lines else ""
+        return (
+            f"{self.directory} holds the checkpoints of another model, stage or LoRA rank{why}; "
+            "choose another --workdir"
+        )
 
     def _put_aside(self, step: int) -> str:
         folder = os.path.join(os.path.dirname(self.directory), "damaged")
@@ -188,6 +262,17 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "")
         elif a != b:
             lines.append(f"{prefix}{key}: {a!r} -> {b!r}")
     return lines
+
+
+def few(lines: Sequence[str], most: int = 2, width: int = 60) -> str:
+    """The first lines, short, and how many more there are: for messages."""
+    shown = [line if len(line) <= width else f"{line[: width - 3]}..." for line in lines[:most]]
+    more = [f"{len(lines) - most} more"] if len(lines) > most else []
+    return "; ".join([*shown, *more])
+
+
+class _GoneError(Exception):
+    """A checkpoint was removed while it was read, by the run that it belongs to."""
 
 
 def _everywhere(here: bool) -> bool:

@@ -45,9 +45,10 @@ def decayed(params: Any) -> Any:
 
 def make_optimizer(cfg: OptimizerConfig) -> optax.GradientTransformation:
     """Clip, Adam, decoupled decay, learning rate, in this order. Moments are float32, as the parameters are."""
-    parts = [] if cfg.clip_norm is None else [optax.clip_by_global_norm(cfg.clip_norm)]
+    # The state of both is alike, so that a run may go on with another norm, or with none.
+    clip = optax.identity() if cfg.clip_norm is None else optax.clip_by_global_norm(cfg.clip_norm)
     return optax.chain(
-        *parts,
+        clip,
         optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps),
         optax.add_decayed_weights(cfg.weight_decay, mask=decayed),
         optax.scale_by_learning_rate(learning_rate(cfg)),

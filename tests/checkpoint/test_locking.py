@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from chroma_jax import paths
 from chroma_jax.checkpoint import locking
 from chroma_jax.checkpoint.locking import LockedError, exclusive
 
@@ -155,7 +156,7 @@ class Objects:
 @pytest.fixture
 def store(monkeypatch, brief):
     objects = Objects()
-    monkeypatch.setattr(locking, "path_of", lambda _: objects)
+    monkeypatch.setattr(paths, "at", lambda _: objects)
     monkeypatch.setattr(locking, "_SETTLE_SECONDS", 0.05)
     return objects
 

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -193,6 +194,59 @@ def test_bad_rows(tmp_path, clip, golden_dir, prepared, one_device):
     assert [record.id for record in kept] == ["r2", "r3", "r6"]
     for got, i in zip(kept, (2, 3, 6), strict=True):
         same(got, prepared[i])
+    # Nothing has come: nothing to do, whatever the files' times.
+    os.utime(tmp_path / "c/a0.wav")
+    prepare(manifest, golden_dir, tmp_path / "o", options, say=said.append)
+    assert "is complete" in said[-1]
+    # One has come, one has changed: their shard is made again, no other, and it is another dataset.
+    before = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "o").glob("records-*")}
+    write_corpus(tmp_path / "d", clip, 7)
+    shutil.copy(tmp_path / "d/a0.wav", tmp_path / "c/a0.wav")
+    shutil.copy(tmp_path / "d/a1.wav", tmp_path / "c/absent.wav")
+    again = prepare(
+        manifest, golden_dir, tmp_path / "o", options, devices=one_device, say=said.append
+    )
+    assert any("1 shards are made again: files of rows that were left out" in line for line in said)
+    assert [row["line"] for row in again.skipped] == [5, 6] and again.key != out.key
+    kept = read_records(tmp_path / "o")
+    assert [record.id for record in kept] == ["r0", "r1", "r2", "r3", "r6"]
+    for got, i in zip(kept, (0, 1, 2, 3, 6), strict=True):
+        same(got, prepared[i])
+    after = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "o").glob("records-*")}
+    assert {name for name in before if before[name] != after[name]} == {
+        "records-00000.array_record",
+        "records-00000.json",
+    }
+
+
+def test_characters_that_no_file_holds(tmp_path, clip, golden_dir, one_device):
+    changes = {
+        "row0": {"answer_text": "half \ud83d"},
+        "row1": {"answer_audio": "\udcff.wav"},
+        "row2": {"turns": [{"role": "user", "text": "\ude00"}]},
+        "row3": {"speaker": "ada \U0001f600"},
+    }
+    manifest = write_corpus(tmp_path / "c", clip, 4, **changes)
+    options = dataclasses.replace(OPTIONS, on_bad_row="skip")
+    out = prepare(manifest, golden_dir, tmp_path / "o", options, devices=one_device)
+    assert out.speakers == ("ada \U0001f600",) and out.num_records == 1
+    for row, key in zip(out.skipped, ("answer_text", "answer_audio", "text"), strict=True):
+        assert row["reason"].startswith(f"{key} has half a character, '\\u")
+
+
+def test_a_folder_whose_name_is_no_text(tmp_path, golden_dir, clip, one_device):
+    """Rows in it can be read or are told; either way the dataset is completed."""
+    folder = os.path.join(os.fsencode(tmp_path), b"\xff")
+    folder = pathlib.Path(os.fsdecode(folder))
+    manifest = write_corpus(folder, clip, 2, row1={"answer_audio": "absent.wav"})
+    options = dataclasses.replace(OPTIONS, on_bad_row="skip")
+    try:
+        out = prepare(manifest, golden_dir, tmp_path / "o", options, devices=one_device)
+    except md.DatasetError as e:
+        assert "not one row of the manifest could be used" in str(e)
+    else:
+        assert [row["line"] for row in out.skipped] in ([2], [1, 2])
+        json.dumps(md.read_metadata(tmp_path / "o").skipped).encode()
 
 
 def test_bad_rows_found_late(tmp_path, clip, golden_dir, one_device):

@@ -9,7 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chroma_jax.training.checkpoints import Checkpoints, Position, abstract, changes, structure
+from chroma_jax.training.checkpoints import (
+    Checkpoints,
+    Position,
+    abstract,
+    base_fingerprint,
+    changes,
+    few,
+    structure,
+)
 from chroma_jax.training.step import TrainState
 
 
@@ -145,8 +153,69 @@ def test_half_written_ones_are_not_seen(tmp_path):
         assert saved.restore(abstract(state()))[1].step == 1
 
 
+def test_reading_what_another_process_replaces(tmp_path, monkeypatch):
+    with (
+        Checkpoints(tmp_path / "c", keep=1) as saved,
+        Checkpoints(tmp_path / "c", keep=1, reading=True) as reading,
+    ):
+        assert reading.steps == []
+        saved.save(state(1), position(1))
+        saved.wait()
+        reading._checkpointer.reload()
+        load, replaced = reading._checkpointer.load, []
+
+        def late(step, like):
+            if not replaced:
+                replaced.append(step)
+                saved.save(state(2), position(2))  # which removes the first
+                saved.wait()
+            return load(step, like)
+
+        monkeypatch.setattr(reading._checkpointer, "load", late)
+        got, where = reading.restore(abstract(state()))
+    assert replaced == [1] and where == position(2)
+    assert_same(got, state(2))
+
+
+def test_a_damaged_one_is_left_alone_by_who_only_reads(tmp_path, caplog):
+    with Checkpoints(tmp_path / "c", keep=2) as saved:
+        for step in (1, 2):
+            saved.save(state(step), position(step))
+    file = max((tmp_path / "c/2").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+    os.truncate(file, 7)
+    with Checkpoints(tmp_path / "c", keep=2, reading=True) as reading:
+        assert reading.restore(abstract(state()))[1] == position(1)
+    assert "step 2 is damaged, reading the one before it" in caplog.text
+    assert sorted(os.listdir(tmp_path / "c")) == ["1", "2"] and os.listdir(tmp_path) == ["c"]
+
+
+def test_a_fingerprint_of_the_base():
+    w = jax.random.normal(jax.random.key(0), (6, 4, 5))
+    tree = {"a": {"w": w}, "b": w.astype(jnp.bfloat16), "c": (w * 50).astype(jnp.int8)}
+    prints = {base_fingerprint(tree)}
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("fsdp",))
+    where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "fsdp"))
+    prints.add(base_fingerprint(jax.device_put(tree, where)))
+    assert len(prints) == 1
+    one, two = w[1, 2, 3], w[5, 0, 1]
+    prints |= {
+        base_fingerprint(tree | {"a": {"w": w.at[1, 2, 3].set(jnp.nextafter(one, 9.0))}}),
+        base_fingerprint(tree | {"a": {"w": w.at[1, 2, 3].set(two).at[5, 0, 1].set(one)}}),
+        base_fingerprint(tree | {"a": {"w": w.swapaxes(0, 2)}}),
+        base_fingerprint(tree | {"b": tree["c"], "c": tree["b"]}),
+        base_fingerprint({"a": {"w": w}, "b": tree["b"]}),
+    }
+    assert len(prints) == 6
+
+
 def test_changes():
     before = {"a": 1, "b": {"c": 2, "d": 3}}
     after = {"a": 1, "b": {"c": 5, "d": 3}, "e": "x"}
     assert changes(before, after) == ["b.c: 2 -> 5", "e: None -> 'x'"]
     assert changes(before, before) == []
+
+
+def test_few():
+    assert few(["a: 1 -> 2"]) == "a: 1 -> 2"
+    told = few(["x" * 100, "b", "c", "d"])
+    assert told == f"{'x' * 57}...; b; 2 more" and few([]) == ""

@@ -19,11 +19,12 @@ from data_pipeline.corpus import read_records
 from chroma_jax import Chroma, checkpoint, train
 from chroma_jax.audio.wav import load_audio
 from chroma_jax.checkpoint import load
+from chroma_jax.checkpoint.torch_files import side_files
 from chroma_jax.data.metadata import read_metadata, write_metadata
 from chroma_jax.data.pipeline import BatchIterator
-from chroma_jax.training import loop, selection
+from chroma_jax.training import loop, run, selection
 from chroma_jax.training.run_config import RunConfig
-from chroma_jax.training.step import build
+from chroma_jax.training.step import Trainer, build
 
 pytest.importorskip("grain")
 
@@ -68,7 +69,7 @@ def test_samples_are_spoken_and_written(straight, dataset):
     assert [line.split(": ")[0] for line in told] == [
         f"step {step}/6  reply to r{record}" for step in (4, 6) for record in (0, 1)
     ]
-    folder = workdir / loop.SAMPLES
+    folder = workdir / run.SAMPLES
     assert sorted(os.listdir(folder)) == ["record", "step_000004", "step_000006"]
     written = (folder / "step_000006" / "replies.txt").read_text().splitlines()
     assert [line.split("reply to ")[1] for line in told[2:]] == [w[3:] for w in written]  # fmt: skip
@@ -85,7 +86,7 @@ def test_samples_are_spoken_and_written(straight, dataset):
 def test_resuming_gives_the_same_bits(straight, dataset, golden_dir, tmp_path):
     small_run.run(dataset, golden_dir, tmp_path, steps=3)
     assert small_run.saved_steps(tmp_path) == [3]
-    (tmp_path / loop.SAMPLES).write_text("a file in the way")
+    (tmp_path / run.SAMPLES).write_text("a file in the way")
     _, lines = small_run.run(dataset, golden_dir, tmp_path, sample_every=6)
     assert "resuming after step 3" in lines and "changed since then: steps: 3 -> 6" in lines
     small_run.assert_same_bits(small_run.state(tmp_path, 6), small_run.state(straight[0], 6))
@@ -111,6 +112,99 @@ def test_a_signal_saves_between_checkpoints(straight, dataset, golden_dir, tmp_p
     assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
     small_run.run(dataset, golden_dir, tmp_path, save_every=5)
     small_run.assert_same_bits(small_run.state(tmp_path, 6), small_run.state(straight[0], 6))
+
+
+def test_a_signal_during_an_evaluation_saves_at_once(
+    straight, dataset, golden_dir, tmp_path, monkeypatch
+):
+    evaluated, evaluate = [], Trainer.eval_step
+
+    def interrupted(trainer, state, frozen, batch):
+        evaluated.append(batch)
+        if len(evaluated) == 2:  # of three
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(trainer, state, frozen, batch)
+
+    monkeypatch.setattr(Trainer, "eval_step", interrupted)
+    outcome, lines = small_run.run(dataset, golden_dir, tmp_path, save_every=5, eval_every=2)
+    assert (outcome.signal, outcome.step, outcome.evaluation) == (signal.SIGTERM, 2, None)
+    assert len(evaluated) == 2 and not any("held out" in line for line in lines)
+    assert small_run.saved_steps(tmp_path) == [2]
+    monkeypatch.setattr(Trainer, "eval_step", evaluate)
+    small_run.run(dataset, golden_dir, tmp_path, save_every=5)
+    small_run.assert_same_bits(small_run.state(tmp_path, 6), small_run.state(straight[0], 6))
+
+
+def test_the_second_run_in_a_workdir_is_refused(straight, dataset, golden_dir, tmp_path):
+    workdir = small_run.clone(straight[0], tmp_path / "run")
+    with (
+        loop.owned(str(workdir), print),
+        pytest.raises(ValueError, match="run is being trained in by another process .process"),
+    ):
+        small_run.run(dataset, golden_dir, workdir, steps=100, say=pytest.fail)
+    small_run.run(dataset, golden_dir, workdir)
+    assert not (workdir / ".lock").exists()
+
+
+def everything(folder):
+    """Paths and times of change."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_an_export_leaves_a_run_that_goes_on_alone(straight, dataset, golden_dir, tmp_path):
+    workdir = small_run.clone(straight[0], tmp_path / "run")
+    shutil.rmtree(workdir / loop.MODEL)
+    saving = workdir / loop.CHECKPOINTS / "9.orbax-checkpoint-tmp"
+    shutil.copytree(workdir / loop.CHECKPOINTS / "6", saving)
+    _truncate(workdir / loop.CHECKPOINTS / "6")
+    with loop.owned(str(workdir), print):
+        before = everything(workdir)
+        outcome, _ = small_run.run(dataset, golden_dir, workdir, export="now")
+        assert outcome.step == 3
+        shutil.rmtree(workdir / loop.MODEL)
+        after = everything(workdir)
+    assert after.keys() == before.keys()
+    assert {p for p in after if after[p] != before[p]} <= {workdir, workdir / ".lock"}
+
+
+def test_clipping_may_change_in_a_run_that_goes_on(straight, dataset, golden_dir, tmp_path):
+    workdir = small_run.clone(straight[0], tmp_path / "run")
+    _, lines = small_run.run(dataset, golden_dir, workdir, steps=7, train__optimizer__clip_norm=None)  # fmt: skip
+    assert "changed since then: train.optimizer.clip_norm: 1.0 -> None" in lines
+    assert small_run.saved_steps(workdir) == [6, 7]
+
+
+def test_a_base_that_was_replaced(straight, dataset, golden_dir, tmp_path):
+    """The data has no Reasoner states, so nothing else would notice another Reasoner."""
+    loaded = checkpoint.load(golden_dir)
+    embedding = loaded.model.reasoner.embedding
+    embedding[...] = embedding[...].at[7, 3].add(0.25)
+    other = tmp_path / "other"
+    extra = [golden_dir / name for name in side_files(golden_dir) if name != "config.json"]
+    checkpoint.save(other, loaded.config, loaded.model, extra)
+    before = everything(straight[0])
+    for export in ("end", "now"):
+        with pytest.raises(ValueError, match=f"over other frozen weights than {other} holds now"):
+            small_run.run(dataset, other, straight[0], export=export)
+    assert everything(straight[0]).keys() == before.keys()
+
+
+DUE = {
+    "nothing": (1, False, ""),
+    "its_interval": (2, False, "log"),
+    "two_intervals": (4, False, "log sample"),
+    "the_last": (6, False, "log save evaluate sample"),
+    "a_signal": (1, True, "log save"),
+    "a_signal_at_the_last": (6, True, "log save"),
+}
+
+
+@pytest.mark.parametrize(("step", "asked", "wanted"), DUE.values(), ids=DUE)
+def test_what_follows_a_step(step, asked, wanted):
+    config = RunConfig.from_dict(small_run.values("data", "start", sample_every=4))
+    assert " ".join(name for name, is_due in run.due(config, step, asked)._asdict().items() if is_due) == wanted  # fmt: skip
+    never = RunConfig.from_dict(small_run.values("data", "start", sample_every=0))
+    assert not any(run.due(never, step).sample for step in range(1, 7))
 
 
 def _truncate(folder):
@@ -155,7 +249,10 @@ def test_nothing_readable_is_no_fresh_start(straight, dataset, golden_dir, tmp_p
 
 
 OTHERS = {
-    "stage": (dict(train__trains=selection.STAGE_2), "another model, stage or LoRA rank"),
+    "stage": (
+        dict(train__trains=selection.STAGE_2),
+        r"another model, stage or LoRA rank \(train.trains: ",
+    ),
     "order": (dict(seed=1), r"other data, seed, batch size or shapes \(.*seed: 0 -> 1\)"),
     "batch": (dict(data__batch_size=4), r"other data, .* \(data.batch_size: 2 -> 4"),
 }
@@ -181,7 +278,7 @@ def test_a_loss_that_is_not_finite_stops(dataset, golden_dir, tmp_path, monkeypa
         return batch
 
     monkeypatch.setattr(BatchIterator, "__next__", poisoned)
-    with pytest.raises(loop.NonFiniteError, match="^step 5: the loss is nan") as caught:
+    with pytest.raises(run.NonFiniteError, match="^step 5: the loss is nan") as caught:
         small_run.run(dataset, golden_dir, tmp_path)
     for number in given[4].record_ids.tolist():
         assert f"{dataset}#{number} (r{number})" in str(caught.value)
@@ -239,7 +336,7 @@ def config_file(dataset, golden_dir, tmp_path):
     return path
 
 
-def command(*arguments):
+def command(*arguments, **more):
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         "JAX_DEFAULT_MATMUL_PRECISION": "highest",
@@ -250,6 +347,7 @@ def command(*arguments):
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
+        **more,
     )
 
 
@@ -267,6 +365,29 @@ def test_sigterm_of_the_command(config_file, tmp_path):
     (step,) = small_run.saved_steps(workdir)
     assert step >= 2
     assert f"stopped by SIGTERM after step {step}, which is saved; the same command" in out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="looks at Linux's shared memory")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+def test_a_signal_to_all_processes_of_a_run_with_reading_processes(config_file, tmp_path, number):
+    before = set(os.listdir("/dev/shm"))
+    workdir = tmp_path / "run"
+    flags = ["--config.steps=1000000", "--config.save_every=1000000", "--config.log_every=1"]
+    process = command(
+        f"--config={config_file}", f"--workdir={workdir}", "--config.data.workers=2", *flags, start_new_session=True
+    )  # fmt: skip
+    for line in process.stdout:
+        if line.startswith("step 2/"):
+            os.killpg(process.pid, number)
+            break
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, err
+    (step,) = small_run.saved_steps(workdir)
+    assert f"stopped by {number.name} after step {step}, which is saved; the same command" in out
+    assert set(os.listdir("/dev/shm")) <= before
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)  # nobody is left
 
 
 KILLS = 20
