@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import io
 import json
 import os
 import pathlib
@@ -18,7 +19,7 @@ ITEMS, SETUP, SUMMARY, TABLE = "items.jsonl", "setup.json", "summary.json", "tab
 class Results:
     """`items.jsonl` in a folder, one object a line, with a unique "key"; beside it `setup.json`, what the values depend on.
 
-    Raises ValueError where the folder holds results of another set-up, naming what differs.
+    Raises ValueError where the folder holds results of another set-up, naming what differs; a full disk is one, too.
     """
 
     def __init__(self, folder: str | os.PathLike, setup: dict[str, Any]):
@@ -68,7 +69,7 @@ class Results:
         open_keys = [k for k in keys if k not in self.rows or stale(self.rows[k])]
         with (
             concurrent.futures.ThreadPoolExecutor(workers) as pool,
-            open(self._path, "a", encoding="utf-8") as file,
+            open(self._path, "ab", buffering=0) as file,
         ):
             pending: list[tuple[str, concurrent.futures.Future]] = []
             waiting = iter(open_keys)
@@ -78,13 +79,22 @@ class Results:
                         pending.append((key, pool.submit(work, key)))
                     key, future = pending.pop(0)
                     row = {"key": key, **future.result()}
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                    file.flush()
+                    self._append(file, row)
                     self.rows[key] = row
             finally:
                 for _, future in pending:
                     future.cancel()
         return [self.rows[k] for k in keys]
+
+    def _append(self, file: io.FileIO, row: dict) -> None:
+        line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
+        try:
+            while line:  # a disk that fills takes a part first
+                line = line[file.write(line) :]
+        except OSError as e:
+            raise ValueError(
+                f"{self._path} cannot be written: {e.strerror}; what is there is kept, run again to go on"
+            ) from e
 
     def finish(self, rows: Iterable[dict], summary: dict[str, Any], table: str) -> None:
         """Writes the rows anew in their order, the summary and the table: the same bytes, however often the run was stopped."""
