@@ -32,32 +32,35 @@ _ENDLESS = 0x7FFFF000
 _LARGEST = 0xFFFFFF00  # of a RIFF file that is to be read as one
 
 
-def lay_out(data: Data) -> Layout:
-    """What a file is, and where its sound lies. `None` as kind says nothing about whether there is any."""
-    head = bytes(data[:16])
+def lay_out(data: Data, *, beginning: bool = False) -> Layout:
+    """What a file is, and where its sound lies. `None` as kind says nothing about whether there is any.
+
+    With `beginning` compressed files are not walked: one piece, from which what the file is can be told.
+    """
+    head, whole = bytes(data[:16]), [Piece(0, len(data))]
     if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64") and head[8:12] == b"WAVE":
         return _wav(data)
     if head[:4] == b"RIFF" and head[8:11] == b"AVI":
-        return Layout("AVI", [Piece(0, len(data))], [])
+        return Layout("AVI", whole, [])
     if head[:4] == b"OggS":
-        return _ogg(data)
+        return Layout("Ogg", whole, []) if beginning else _ogg(data)
     if head[4:8] in _MP4_BOXES and int.from_bytes(head[:4], "big") <= len(data):
         return _mp4(data)
     for kind, mark in _FOREIGN_MARKS.items():
         if re.match(mark, data, re.DOTALL):
-            return Layout(kind, _marked(data, mark), [])
+            return Layout(kind, whole if beginning else _marked(data, mark), [])
     at = frames.after_tags(data, 0)
-    if data[at : at + 4] == b"fLaC":
+    if data[at : at + 4] == b"fLaC" and not beginning:
         # The mark and the head of what must follow: no sound looks like that by chance.
         return frames.flac(data, _marked(data, rb"fLaC[\x00\x80]\x00\x00\x22", at))
     if frames.is_adts(data, at):
-        return Layout(AAC, [Piece(0, len(data))], [])
-    if frames.follow(data, at, 2):
+        return Layout(AAC, whole, [])
+    if frames.follow(data, at, 2) and not beginning:
         return frames.mp3(data)
     told, problems = _told_length(data), []
     if len(data) < told < _ENDLESS:
         problems.append(f"cut off: {amount(len(data))} of {amount(told)} are there")
-    return Layout(None, [Piece(0, len(data))], problems)
+    return Layout(None, whole, problems)
 
 
 def _told_length(data: Data) -> int:

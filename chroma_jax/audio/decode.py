@@ -73,7 +73,7 @@ def check_file(path: str | os.PathLike) -> None:
     """The quick check: a file that begins as sound does. Raises AudioError naming it."""
     name = os.fspath(path)
     data = _data_of(path, name)
-    layout = lay_out(data)
+    layout = lay_out(data, beginning=True)
     try:
         if layout.kind in FOREIGN:
             next(_av_blocks(data, layout.pieces[0], layout.kind, name, []))

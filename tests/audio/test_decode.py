@@ -84,6 +84,17 @@ def test_text_in_any_encoding_is_no_sound(encoding):
         read(data)
 
 
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_the_quick_check_walks_nothing(tmp_path, kind, monkeypatch):
+    (tmp_path / "sound").write_bytes(encoded(**kind))
+    monkeypatch.setattr(frames, "mp3", lambda data: pytest.fail("every frame was looked at"))
+    monkeypatch.setattr(containers, "_marked", lambda *_: pytest.fail("all was searched"))
+    check_file(tmp_path / "sound")
+    (tmp_path / "empty").write_bytes(encoded(np.zeros(0)))
+    with pytest.raises(AudioError, match="empty: has no samples"):
+        check_file(tmp_path / "empty")
+
+
 # --- lengths ------------------------------------------------------------------------------------------------------------------
 
 
