@@ -98,7 +98,7 @@ def _voice(given):
         raise cli.CommandError(
             "no --voice: Chroma answers in the voice of a reference recording, with --voice_text"
         )
-    if given.voice.endswith(".npz"):
+    if Voice.is_saved(given.voice):
         return Voice.load(given.voice)
     if not given.voice_text:
         raise cli.CommandError(

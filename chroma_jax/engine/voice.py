@@ -86,6 +86,16 @@ class Voice:
         except OSError as e:
             raise AudioError(f"{path}: the voice cannot be saved: {e.strerror or e}") from e
 
+    @staticmethod
+    def is_saved(path: str | os.PathLike) -> bool:
+        """Whether a file is a saved voice rather than a sound, by its first bytes; one that cannot be read, by its name."""
+        path = paths.expand(path)
+        try:
+            with open(path, "rb") as f:
+                return f.read(4) == b"PK\3\4"
+        except OSError:
+            return path.endswith(".npz")
+
     @classmethod
     def load(cls, path: str | os.PathLike) -> Voice:
         """Reads what `save` wrote.

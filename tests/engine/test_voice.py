@@ -35,6 +35,15 @@ def test_a_voice_comes_back(tmp_path):
     assert loaded.codes("4567abcd-1920x8x64") is None
 
 
+def test_bytes_say_whether_a_file_is_a_saved_voice(tmp_path, voice_path):
+    made().save(tmp_path / "ada")
+    (tmp_path / "sound.npz").write_bytes(voice_path.read_bytes())
+    assert Voice.is_saved(tmp_path / "ada")
+    assert not Voice.is_saved(tmp_path / "sound.npz")
+    assert Voice.is_saved(tmp_path / "absent.npz")
+    assert not Voice.is_saved(tmp_path / "absent.wav")
+
+
 @pytest.mark.parametrize(
     ("codes", "message"),
     [
