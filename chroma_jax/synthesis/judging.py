@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -40,12 +41,23 @@ def open_judges(config: FilterConfig, language: str) -> Judges:
     )
 
 
+# How recognizers write sums, where the voice said words.
+_SIGNS = (
+    (r"(?<=\d)\s*[x×*]\s*(?=\d)", " times "),
+    (r"(?<=\d)\s*\+\s*(?=\d)", " plus "),
+    (r"(?<=\d)\s+[-–−]\s+(?=\d)", " minus "),
+    (r"(?<=\d)\s*=\s*(?=\d)", " is "),
+)
+
+
 def compare(said: str, heard: str) -> Heard:
-    """By Whisper's English normaliser; words that were only written together or apart are no error."""
+    """By Whisper's English normaliser; words that were only written together, apart or as signs are no error."""
     from chroma_jax.evaluation import text
 
+    for sign, word in _SIGNS:
+        heard = re.sub(sign, word, heard)
     wanted, got = text.whisper_english(said), text.whisper_english(heard)
-    if not wanted:
+    if not re.search(r"\w", wanted):
         raise ValueError(f"{said!r} has no words to be heard")
     if wanted.replace(" ", "") == got.replace(" ", ""):
         return Heard(0.0, True)
