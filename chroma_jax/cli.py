@@ -41,10 +41,19 @@ def told(error: BaseException) -> tuple[int, str]:
 
 
 def path_flag(
-    name: str, default: str | None, help: str, flag_values: flags.FlagValues = flags.FLAGS
+    name: str,
+    default: str | None,
+    help: str,
+    flag_values: flags.FlagValues = flags.FLAGS,
+    *,
+    remote: bool = False,
 ) -> None:
-    """Defines a flag that takes a path (or a Hub id): a leading `~` is opened, which no shell does after `--name=`."""
-    flags.DEFINE(_PathParser(), name, default, help, flag_values, flags.ArgumentSerializer())
+    """Defines a flag that takes a path (or a Hub id): a leading `~` is opened, which no shell does after `--name=`.
+
+    `scheme://...` is refused; where `remote`, object stores that can be used (`paths.check_remote`) are not.
+    """
+    parser = _PathParser(remote)
+    flags.DEFINE(parser, name, default, help, flag_values, flags.ArgumentSerializer())
 
 
 def path_list_flag(
@@ -58,7 +67,14 @@ def path_list_flag(
 class _PathParser(flags.ArgumentParser):
     syntactic_help = "a path"
 
+    def __init__(self, remote: bool):
+        self._remote = remote
+
     def parse(self, argument: str) -> str:
+        if self._remote:
+            paths.check_remote(argument)
+        elif paths.is_remote(argument):
+            raise ValueError("a path of a file system is wanted here")
         return paths.expand(argument)
 
     def flag_type(self) -> str:
@@ -67,7 +83,7 @@ class _PathParser(flags.ArgumentParser):
 
 class _PathListParser(flags.ListParser):
     def parse(self, argument: str | Sequence[str]) -> list[str]:
-        return [paths.expand(path) for path in super().parse(argument)]
+        return [_PathParser(False).parse(path) for path in super().parse(argument)]
 
     def flag_type(self) -> str:
         return "comma separated list of paths"

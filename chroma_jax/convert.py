@@ -26,7 +26,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Called by the command only: other commands have flags of the same names."""
     to = dict(flag_values=values)
     cli.path_flag("source", None, "what to convert: a directory, or a Hub id such as FlashLabs/Chroma-4B", **to)  # fmt: skip
-    cli.path_flag("out", None, "the directory to make", **to)
+    cli.path_flag("out", None, "the directory to make", **to, remote=True)
     flags.DEFINE_enum(
         "dtype",
         None,

@@ -68,7 +68,12 @@ def _ears(given: flags.FlagValues):
 
 
 def _model_flags(define: _Define) -> None:
-    define.path("checkpoint", None, "directory (Hub layout or converted) or Hub id of the weights")
+    define.path(
+        "checkpoint",
+        None,
+        "directory (Hub layout or converted) or Hub id of the weights",
+        remote=True,
+    )
     define.choice("dtype", None, ["float32", "bfloat16", "float16"], "default as stored")
     define.choice("quantize", None, ["int8", "fp8"], "hold kernels in eight bits; default as stored")  # fmt: skip
     define.number("max_seconds", 30.0, "longest speech")

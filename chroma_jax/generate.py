@@ -31,7 +31,12 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     number = functools.partial(flags.DEFINE_float, flag_values=values)
     integer = functools.partial(flags.DEFINE_integer, flag_values=values)
     choice = functools.partial(flags.DEFINE_enum, flag_values=values)
-    path("checkpoint", None, "directory (Hub layout or converted) or Hub id of the weights")
+    path(
+        "checkpoint",
+        None,
+        "directory (Hub layout or converted) or Hub id of the weights",
+        remote=True,
+    )
     choice(
         "config",
         None,

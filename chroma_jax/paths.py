@@ -6,8 +6,10 @@ Only the standard library is imported with it.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -25,15 +27,48 @@ def is_remote(path: str | os.PathLike) -> bool:
     return _SCHEME.match(os.fspath(path)) is not None
 
 
+def check_remote(path: str | os.PathLike) -> None:
+    """Raises ValueError for a place that is neither on a file system nor in an object store that can be used here."""
+    scheme, separator, _ = os.fspath(path).partition("://")
+    if not is_remote(path):
+        return
+    if scheme != "gs":
+        raise ValueError(f"{scheme}{separator}... is not supported: a path, or gs://BUCKET/FOLDER")
+    if importlib.util.find_spec("gcsfs") is None:
+        raise ValueError("gs:// needs gcsfs: pip install 'chroma_jax[gcs]'")
+
+
 def absolute(path: str | os.PathLike) -> str:
-    """The path from the root on, `~` opened; one in an object store as it is, without a slash at its end."""
+    """The path from the root on, `~` opened; one in an object store as it is, without a slash at its end.
+
+    Raises ValueError for an object store that cannot be used here.
+    """
+    check_remote(path)
     return os.fspath(path).rstrip("/") if is_remote(path) else os.path.abspath(expand(path))
 
 
-def join(path: str | os.PathLike, *parts: str) -> str:
-    """`os.path.join`, in object stores too."""
-    path = os.fspath(path)
-    return "/".join([path.rstrip("/"), *parts]) if is_remote(path) else os.path.join(path, *parts)
+def names(directory: str | os.PathLike) -> list[str]:
+    """Names in a directory; none where it is not there, as a folder without objects."""
+    try:
+        return sorted(path.name for path in at(directory).iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def size(path: str | os.PathLike) -> int:
+    """Bytes of a file."""
+    # epath also asks for the owner's name, which not every machine has.
+    return at(path).stat().length if is_remote(path) else os.path.getsize(path)
+
+
+def upload(source: str, target: str) -> None:
+    """A local file, or a directory with all that is in it, to a place anywhere."""
+    if os.path.isdir(source):
+        for name in sorted(os.listdir(source)):
+            upload(os.path.join(source, name), os.path.join(target, name))
+        return
+    with open(source, "rb") as f, at(target).open("wb") as there:
+        shutil.copyfileobj(f, there, 16 * 2**20)
 
 
 def at(path: str | os.PathLike) -> Any:
@@ -41,6 +76,21 @@ def at(path: str | os.PathLike) -> Any:
     from etils import epath
 
     return epath.Path(os.fspath(path))
+
+
+def move(source: str, target: str) -> None:
+    """A directory to another place of the same file system or object store, whose parent is made."""
+    if not is_remote(source):
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        os.rename(source, target)
+        return
+    for name in names(source):
+        file = os.path.join(source, name)
+        if at(file).is_dir():
+            move(file, os.path.join(target, name))
+        else:
+            at(os.path.join(target, name)).write_bytes(at(file).read_bytes())
+            at(file).unlink()
 
 
 def same(a: str | os.PathLike, b: str | os.PathLike) -> bool:

@@ -31,8 +31,8 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Called by the command only: other commands have flags of the same names."""
     to = dict(flag_values=values)
     cli.path_flag("manifest", None, "JSON lines, one spoken answer each", **to)
-    cli.path_flag("checkpoint", None, "directory or Hub id of the weights", **to)
-    cli.path_flag("out", None, "directory of the dataset", **to)
+    cli.path_flag("checkpoint", None, "directory or Hub id of the weights", **to, remote=True)
+    cli.path_flag("out", None, "directory of the dataset", **to, remote=True)
     flags.DEFINE_enum("on_bad_row", "fail", ["fail", "skip"], "bad rows: stop, or leave out", **to)
     flags.DEFINE_enum("check", "full", ["full", "headers"], "before starting: read all sound, or only headers", **to)  # fmt: skip
     flags.DEFINE_bool("precompute_hidden", False, "run the Reasoner now: training never will", **to)

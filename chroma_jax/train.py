@@ -32,7 +32,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     to = dict(flag_values=values)
     # Keys are not its: `overrides` knows those that a file leaves out.
     config_flags.DEFINE_config_file("config", None, "file with get_config(); --config.key=value changes it", sys_argv=[], **to)  # fmt: skip
-    cli.path_flag("workdir", None, "directory of the run: checkpoints, scalars, the trained model", **to)  # fmt: skip
+    cli.path_flag("workdir", None, "directory of the run: checkpoints, scalars, the trained model", **to, remote=True)  # fmt: skip
     flags.DEFINE_enum("export", "end", ["end", "now", "never"], "write WORKDIR/model: after the last step; now, without a step; never", **to)  # fmt: skip
     flags.DEFINE_bool("distributed", False, "one of several processes: calls jax.distributed.initialize", **to)  # fmt: skip
     flags.DEFINE_string("coordinator", None, "address:port of process 0, where --distributed cannot find it by itself", **to)  # fmt: skip

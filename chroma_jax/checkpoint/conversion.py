@@ -7,7 +7,7 @@ import ctypes
 import json
 import math
 import os
-import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -15,6 +15,7 @@ from absl import logging
 from orbax.checkpoint import v1 as ocp
 from tqdm import tqdm
 
+from chroma_jax import paths
 from chroma_jax.checkpoint import params, quantizing
 from chroma_jax.checkpoint.from_torch import plan_torch, read_leaf
 from chroma_jax.checkpoint.literal import literal
@@ -88,14 +89,22 @@ def convert(
         cfg, plan = plan_torch(files)
         tensors = _stored_dtypes(files, plan, dtype)
         skipped = _report_skipped(files, plan, say)
-        _write_params(os.path.join(stage, PARAMS), files, plan, tensors, progress, quantize)
+        with contextlib.ExitStack() as stack:
+            folder = stage
+            if paths.is_remote(
+                stage
+            ):  # Orbax writes there at once or not at all; here it is done in parts
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="chroma_jax."))
+            params_folder = os.path.join(folder, PARAMS)
+            _write_params(params_folder, files, plan, tensors, progress, quantize)
+            if folder != stage:
+                paths.upload(params_folder, os.path.join(stage, PARAMS))
         for name in side_files(directory):
-            shutil.copyfile(os.path.join(directory, name), os.path.join(stage, name))
+            paths.upload(os.path.join(directory, name), os.path.join(stage, name))
         if quantize is not None:
             config = os.path.join(stage, CONFIG_FILE)
-            content = read_json(config) | write_quantized(quantize)
-            with open(config, "w", encoding="utf-8") as f:
-                json.dump(content, f, indent=2)
+            content = read_json(os.path.join(directory, CONFIG_FILE)) | write_quantized(quantize)
+            paths.at(config).write_text(json.dumps(content, indent=2))
         manifest = Manifest(
             source=os.fspath(source),
             tied=cfg.reasoner.tie_embeddings,

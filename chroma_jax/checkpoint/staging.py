@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Iterator
 
+from chroma_jax import paths
 from chroma_jax.checkpoint.locking import LockedError, exclusive
 from chroma_jax.checkpoint.torch_table import CheckpointError
 
@@ -34,7 +35,11 @@ def staged(out: str | os.PathLike, *, overwrite: bool) -> Iterator[str]:
     Raises CheckpointError before the block runs if `out` is occupied, cannot be written, or is being written by another
     process.
     """
-    out = os.path.abspath(os.path.expanduser(os.fspath(out)))
+    out = paths.absolute(out)
+    if paths.is_remote(out):
+        with _in_an_object_store(out, overwrite) as stage:
+            yield stage
+        return
     stage, replaced, lock = (_sibling(out, kind) for kind in ("incomplete", "replaced", "lock"))
     check_target(out, overwrite)
     with contextlib.ExitStack() as stack:
@@ -66,8 +71,40 @@ def _sibling(out: str, kind: str) -> str:
     return os.path.join(parent, hidden)
 
 
+@contextlib.contextmanager
+def _in_an_object_store(out: str, overwrite: bool) -> Iterator[str]:
+    """There nothing can be renamed: the old one goes first, and what is there is no checkpoint until its manifest, the last object."""
+    folder, name = os.path.split(out)
+    lock = os.path.join(folder, f".{name}.lock")
+    _check_content(out, paths.names(out), overwrite)
+    try:
+        with exclusive(lock, f"another process is writing {out}"):
+            content = paths.names(out)
+            _check_content(out, content, overwrite)
+            try:
+                if content:
+                    paths.at(out).rmtree()
+                yield out
+            except BaseException:
+                with contextlib.suppress(FileNotFoundError):
+                    paths.at(out).rmtree()
+                raise
+    except LockedError as e:
+        raise CheckpointError(str(e)) from e
+
+
+def _check_content(out: str, content: list[str], overwrite: bool) -> None:
+    if content and not overwrite:
+        raise CheckpointError(f"{out} exists and is not empty; --overwrite replaces it")
+    if content and not any(mark in content for mark in _CHECKPOINT_MARKS):
+        raise CheckpointError(f"{out} is no checkpoint: it will not be overwritten")
+
+
 def check_target(out: str, overwrite: bool) -> None:
     """Raises CheckpointError if `out` is occupied, or its name cannot be."""
+    if paths.is_remote(out):
+        _check_content(out, paths.names(out), overwrite)
+        return
     try:
         os.lstat(out)
     except (FileNotFoundError, NotADirectoryError):
@@ -75,11 +112,7 @@ def check_target(out: str, overwrite: bool) -> None:
     except OSError as e:  # File name too long
         raise CheckpointError(f"cannot write to {out}: {e.strerror}") from e
     if os.path.isdir(out):
-        content = os.listdir(out)
-        if content and not overwrite:
-            raise CheckpointError(f"{out} exists and is not empty; --overwrite replaces it")
-        if content and not any(mark in content for mark in _CHECKPOINT_MARKS):
-            raise CheckpointError(f"{out} is no checkpoint: it will not be overwritten")
+        _check_content(out, os.listdir(out), overwrite)
     elif os.path.lexists(out):
         raise CheckpointError(f"{out} is a file; a directory is wanted")
 
@@ -104,6 +137,8 @@ def _empty(stage: str) -> None:
 
 def check_space(stage: str, nbytes: int) -> None:
     """Raises CheckpointError if there is no room for `nbytes` more in a staged directory."""
+    if paths.is_remote(stage):
+        return
     free, wanted = shutil.disk_usage(stage).free, nbytes + _SPARE_BYTES
     if free < wanted:
         raise CheckpointError(
@@ -120,7 +155,13 @@ def _swap(stage: str, out: str, replaced: str) -> None:
 
 def check_apart(source: str, out: str | os.PathLike) -> None:
     """Raises CheckpointError if writing `out` could touch what is being read from `source`."""
-    a, b = (os.path.realpath(os.path.expanduser(os.fspath(p))) for p in (source, out))
+    if paths.is_remote(source) or paths.is_remote(out):
+        if paths.same(source, out):
+            raise CheckpointError(f"{os.fspath(out)} is the source")
+        return
+    if not os.path.exists(paths.expand(source)):
+        return  # a Hub id, which lies nowhere
+    a, b = (os.path.realpath(paths.expand(p)) for p in (source, out))
     if os.path.commonpath([a, b]) in (a, b):
         raise CheckpointError(
             f"{os.fspath(out)} and the source {source} must not contain each other"

@@ -15,7 +15,6 @@ import dataclasses
 import importlib.metadata
 import json
 import os
-import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -110,11 +109,9 @@ def groups(sizes: Mapping[str, int]) -> Iterator[list[str]]:
 def write_manifest(directory: str, manifest: Manifest) -> None:
     """Lists the directory's files and writes the manifest, which makes it complete."""
     files = {}
-    for root, _, names in os.walk(directory):
-        for name in sorted(names):
-            path = os.path.join(root, name)
-            if not name.startswith("."):
-                files[os.path.relpath(path, directory)] = os.path.getsize(path)
+    for path in _files(directory):
+        if not os.path.basename(path).startswith("."):
+            files[os.path.relpath(path, directory)] = paths.size(path)
     written_by = {
         name: importlib.metadata.version(name)
         for name in ("chroma_jax", "jax", "flax", "orbax-checkpoint", "numpy")
@@ -129,10 +126,23 @@ def write_manifest(directory: str, manifest: Manifest) -> None:
         "files": dict(sorted(files.items())),
         "tensors": dict(sorted(manifest.tensors.items())),
     }
+    text = json.dumps(content, indent=1)
+    if paths.is_remote(directory):
+        paths.at(os.path.join(directory, MANIFEST)).write_text(text)
+        return
     with open(os.path.join(directory, MANIFEST), "w", encoding="utf-8") as f:
-        json.dump(content, f, indent=1)
+        f.write(text)
         f.flush()
         os.fsync(f.fileno())
+
+
+def _files(directory: str) -> Iterator[str]:
+    """Paths of all files in a directory and below it."""
+    for path in sorted(paths.at(directory).iterdir()):
+        if path.is_dir():
+            yield from _files(os.fspath(path))
+        else:
+            yield os.fspath(path)
 
 
 def read_manifest(directory: str) -> Manifest:
@@ -323,9 +333,9 @@ def save(
         if first:
             for file in extra_files:
                 file = paths.expand(file)
-                shutil.copyfile(file, os.path.join(stage, os.path.basename(file)))
-            with open(os.path.join(stage, CONFIG_FILE), "w", encoding="utf-8") as f:
-                json.dump(hf.write(cfg), f, indent=2)
+                paths.upload(file, os.path.join(stage, os.path.basename(file)))
+            config = json.dumps(hf.write(cfg), indent=2)
+            paths.at(os.path.join(stage, CONFIG_FILE)).write_text(config)
             whole = quantizing.full(cfg)
             leaves = {path: leaf_for(path, leaf.shape) for path, leaf in whole.items()}
             manifest = Manifest(

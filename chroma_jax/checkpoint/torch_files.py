@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fnmatch
+import hashlib
 import json
 import os
 import re
+import shutil
+import tempfile
 from typing import Any
 
 import numpy as np
@@ -148,6 +152,8 @@ def resolve_source(source: str | os.PathLike) -> str:
     no connection.
     """
     source = os.path.expanduser(os.fspath(source))
+    if paths.is_remote(source):
+        return _mirror(paths.absolute(source))
     if os.path.isdir(source):
         return source
     if os.path.exists(source):
@@ -155,6 +161,33 @@ def resolve_source(source: str | os.PathLike) -> str:
     if not _HUB_ID.fullmatch(source):
         raise CheckpointError(f"no such directory: {source}")
     return _download(source)
+
+
+def _mirror(source: str) -> str:
+    """The local copy of a converted checkpoint in an object store, downloaded if need be: what the Hub's cache is for its models."""
+    try:
+        manifest = paths.at(f"{source}/chroma_jax.json").read_bytes()
+        names = json.loads(manifest)["files"]
+    except FileNotFoundError as e:
+        raise CheckpointError(f"{source} is no converted checkpoint, or not a whole one") from e
+    except (ValueError, KeyError, TypeError) as e:
+        raise CheckpointError(f"{source}/chroma_jax.json is damaged: {e}") from e
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    stands_for = hashlib.sha256(source.encode() + manifest).hexdigest()[:24]
+    copy = os.path.join(cache, "chroma_jax", stands_for)
+    if os.path.isdir(copy):
+        return copy
+    os.makedirs(os.path.dirname(copy), exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=os.path.dirname(copy)) as folder:
+        new = os.path.join(folder, "new")
+        for name in (*names, "chroma_jax.json"):
+            file = os.path.join(new, name)
+            os.makedirs(os.path.dirname(file), exist_ok=True)
+            with open(file, "wb") as f, paths.at(f"{source}/{name}").open("rb") as remote:
+                shutil.copyfileobj(remote, f, 16 * 2**20)
+        with contextlib.suppress(OSError):  # another process was first
+            os.rename(new, copy)
+    return copy
 
 
 def _download(repo: str) -> str:

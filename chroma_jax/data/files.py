@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import secrets
 
+from chroma_jax import paths
+
 
 def write_atomically(path: str, data: bytes) -> None:
     """A file that has all of `data` or does not exist, also after a power cut."""
+    if paths.is_remote(path):  # objects are whole or not there
+        paths.at(path).write_bytes(data)
+        return
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, f".{name}.{secrets.token_hex(8)}.tmp")
     try:

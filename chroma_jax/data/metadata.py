@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import os
 from collections.abc import Mapping
@@ -136,16 +137,17 @@ def write_metadata(directory: str, metadata: Metadata) -> None:
 def read_metadata(directory: str | os.PathLike) -> Metadata:
     """Reads dataset.json and checks that every shard is there. Raises DatasetError naming the directory and what is wrong."""
     directory = paths.expand(directory)
+    paths.check_remote(directory)
     path = os.path.join(directory, METADATA)
-    if not os.path.isdir(directory):
+    there = set(paths.names(directory))
+    if not there and not paths.at(directory).is_dir():
         raise DatasetError(f"{directory}: no such dataset directory")
-    if not os.path.isfile(path):
-        begun = any(name.startswith("records-") for name in os.listdir(directory))
+    if METADATA not in there:
+        begun = any(name.startswith("records-") for name in there)
         what = "an unfinished dataset (run prepare again)" if begun else "no dataset"
         raise DatasetError(f"{directory} is {what}: it has no {METADATA}")
     try:
-        with open(path, encoding="utf-8") as f:
-            content = json.load(f)
+        content = json.loads(paths.at(path).read_bytes())
         if not isinstance(content, dict) or content.pop("format") != FORMAT:
             raise DatasetError(f"{path} is not the metadata of a dialogue dataset")
         version, claimed = content.pop("version"), content.pop("fingerprint")
@@ -162,9 +164,10 @@ def read_metadata(directory: str | os.PathLike) -> Metadata:
         raise DatasetError(f"{path} is damaged: {e}") from e
     for shard in metadata.shards:
         file = os.path.join(directory, shard["name"])
-        if not os.path.isfile(file):
+        if shard["name"] not in there:
             raise DatasetError(f"{directory} is incomplete: {shard['name']} is missing")
-        if os.path.getsize(file) != shard["bytes"]:
+        # In an object store each size would be a request; what is wrong is told when it is read.
+        if not paths.is_remote(file) and os.path.getsize(file) != shard["bytes"]:
             raise DatasetError(
                 f"{directory} is damaged: {shard['name']} has {os.path.getsize(file)} bytes, it should have {shard['bytes']}"
             )
@@ -216,7 +219,7 @@ def read_index(directory: str | os.PathLike, metadata: Metadata) -> dict[str, np
     """The columns of index.npz, each [num_records]. Raises DatasetError when they are not there."""
     path = os.path.join(paths.expand(directory), INDEX)
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with np.load(io.BytesIO(paths.at(path).read_bytes()), allow_pickle=False) as stored:
             index = {name: stored[name].astype(dtype) for name, dtype in INDEX_COLUMNS.items()}
             key = str(stored["key"])
     except Exception as e:  # zipfile and numpy have many ways to refuse a file

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import secrets
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -119,7 +120,7 @@ def prepare(
             f"process_id must be from 0 to num_processes - 1 = {num_processes - 1}, got {process_id}"
         )
     shards.array_record_module()
-    manifest, out = paths.expand(manifest), os.path.abspath(os.path.expanduser(os.fspath(out)))
+    manifest, out = paths.expand(manifest), paths.absolute(out)
     rows, hashes = read_manifest(manifest)
     directory = resolve_source(checkpoint)
     config = read_config(directory)
@@ -207,11 +208,11 @@ class _Work:
         begun = self._begun()
         if begun is not None:
             self._compare(begun, known_only=True)
-        elif any(not name.startswith(".") for name in os.listdir(self.out)):
+        elif any(not name.startswith(".") for name in paths.names(self.out)):
             raise md.DatasetError(
                 f"{self.out} is not empty and holds no dataset that was begun; choose another --out"
             )
-        if not os.path.exists(os.path.join(self.out, md.METADATA)):
+        if not paths.at(os.path.join(self.out, md.METADATA)).exists():
             return None
         done = md.read_metadata(self.out)
         skipped = [row["line"] for row in done.skipped]
@@ -227,7 +228,7 @@ class _Work:
             again = [n for n, _ in enumerate(self.keys) if self._note(n, pool) is None]
         if again:
             with contextlib.suppress(FileNotFoundError):  # another process was first
-                os.unlink(os.path.join(self.out, md.METADATA))
+                paths.at(os.path.join(self.out, md.METADATA)).unlink()
         return len(again)
 
     def _note(self, number: int, pool: Executor) -> shards.Note | None:
@@ -243,8 +244,7 @@ class _Work:
     def _begun(self) -> dict[str, Any] | None:
         path = os.path.join(self.out, shards.PLAN)
         try:
-            with open(path, encoding="utf-8") as f:
-                return json.load(f)
+            return json.loads(paths.at(path).read_bytes())
         except FileNotFoundError:
             return None
         except ValueError as e:
@@ -410,6 +410,14 @@ def _bar(what: str, total: int, done: int = 0) -> tqdm:
 
 def _make_directory(out: str) -> None:
     """Makes `out` and tries to write there. Raises DatasetError."""
+    if paths.is_remote(out):
+        probe = paths.at(os.path.join(out, f".{secrets.token_hex(8)}.probe"))
+        try:
+            probe.write_bytes(b"x")
+            probe.unlink()
+        except Exception as e:  # of credentials, of the bucket, of the network
+            raise md.DatasetError(f"{out} cannot be written: {e}") from e
+        return
     try:
         os.makedirs(out, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import glob
 import hashlib
 import io
 import json
 import os
 import re
 import secrets
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from chroma_jax import paths
 from chroma_jax.checkpoint import locking
 from chroma_jax.data import files, records
 from chroma_jax.data import metadata as md
@@ -57,11 +58,10 @@ def read_note(directory: str, number: int, rows: str) -> Note | None:
     """The note of shard `number`, if it is complete and was made from these rows."""
     path = os.path.join(directory, shard_name(number))
     try:
-        with open(_note_path(path), encoding="utf-8") as f:
-            content = json.load(f)
+        content = json.loads(paths.at(_note_path(path)).read_bytes())
         if content["rows"] != rows:
             return None
-        if content["records"] and os.path.getsize(path) != content["bytes"]:
+        if content["records"] and paths.size(path) != content["bytes"]:
             return None
         skipped = [BadRow(*row) for row in content.pop("skipped")]
         return Note(skipped=skipped, **{key: content[key] for key in _FIELDS if key != "skipped"})
@@ -80,11 +80,12 @@ def write_shard(
     """Writes a shard and then its note. Raises DatasetError (or OSError) when that fails; nothing then looks complete."""
     path = os.path.join(directory, shard_name(number))
     stem = os.path.splitext(shard_name(number))[0]
-    for old in glob.glob(glob.escape(os.path.join(directory, f".{stem}.")) + "*.tmp"):
-        os.unlink(old)
+    for name in [] if paths.is_remote(directory) else os.listdir(directory):
+        if name.startswith(f".{stem}.") and name.endswith(".tmp"):
+            os.unlink(os.path.join(directory, name))
     for old in (_note_path(path), path):  # of other rows
-        if os.path.exists(old):
-            os.unlink(old)
+        if paths.at(old).exists():
+            paths.at(old).unlink()
     size = _write_records(path, [records.encode(r) for r in content]) if content else 0
     speakers = sorted({r.speaker for r in content if r.speaker is not None})
     note = Note(
@@ -116,7 +117,9 @@ def _note_path(path: str) -> str:
 
 def _write_records(path: str, rows: list[bytes]) -> int:
     module = array_record_module()
+    remote = paths.is_remote(path)  # array_record reads objects, and writes files alone
     folder, name = os.path.split(path)
+    folder = tempfile.gettempdir() if remote else folder
     temporary = os.path.join(folder, f".{name}.{secrets.token_hex(8)}.tmp")
     try:
         writer = module.ArrayRecordWriter(temporary, "group_size:1")
@@ -131,11 +134,15 @@ def _write_records(path: str, rows: list[bytes]) -> int:
         reader.close()
         if not intact:
             raise md.DatasetError(f"{path}: what was written does not read back")
+        size = os.path.getsize(temporary)
+        if remote:
+            paths.upload(temporary, path)
+            return size
         with open(temporary, "rb") as f:
             os.fsync(f.fileno())
         os.replace(temporary, path)
         files.sync_directory(folder)
-        return os.path.getsize(path)
+        return size
     except RuntimeError as e:  # array_record tells everything this way
         raise md.DatasetError(f"{path} cannot be written: {e}") from e
     finally:
@@ -214,10 +221,10 @@ def finish(directory: str, plan: Mapping[str, Any], rows: Sequence[str], bad: Se
     np.savez(buffer, key=np.array(key), **columns)
     files.write_atomically(os.path.join(directory, md.INDEX), buffer.getvalue())
     md.write_metadata(directory, metadata)
-    for name in os.listdir(directory):  # of a longer manifest
+    for name in paths.names(directory):  # of a longer manifest
         match = _OURS.fullmatch(name)
         if match and int(match.group(1)) >= len(rows):
-            os.unlink(os.path.join(directory, name))
+            paths.at(os.path.join(directory, name)).unlink()
     return metadata
 
 

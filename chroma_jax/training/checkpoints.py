@@ -89,7 +89,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | os.PathLike, keep: int, *, reading: bool = False):
-        self.directory = os.path.abspath(paths.expand(directory))
+        self.directory = paths.absolute(directory)
         self._reading = reading
         self._checkpointer = ocp.training.Checkpointer(
             literal(self.directory),
@@ -133,6 +133,8 @@ class Checkpoints:
         nbytes = sum(
             shard.data.nbytes for x in jax.tree.leaves(state) for shard in x.addressable_shards
         )
+        if paths.is_remote(self.directory):
+            return
         free = shutil.disk_usage(self.directory).free
         if free < nbytes + _SPARE_BYTES:
             raise OSError(
@@ -200,7 +202,7 @@ class Checkpoints:
                     step, aside, problem,
                 )  # fmt: skip
                 continue
-            if not _everywhere(os.path.isdir(os.path.join(self.directory, str(step)))):
+            if not _everywhere(paths.at(os.path.join(self.directory, str(step))).exists()):
                 raise _GoneError
             logging.warning(
                 "the checkpoint of step %d is damaged, reading the one before it (%s)",
@@ -225,13 +227,12 @@ class Checkpoints:
     def _put_aside(self, step: int) -> str:
         folder = os.path.join(os.path.dirname(self.directory), "damaged")
         number = 0
-        while os.path.exists(aside := os.path.join(folder, f"{step}-{number}")):
+        while paths.at(aside := os.path.join(folder, f"{step}-{number}")).exists():
             number += 1
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("chroma_jax.damaged named")
         if jax.process_index() == 0:
-            os.makedirs(folder, exist_ok=True)
-            os.rename(os.path.join(self.directory, str(step)), aside)
+            paths.move(os.path.join(self.directory, str(step)), aside)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("chroma_jax.damaged moved")
         self._checkpointer.reload()

@@ -81,7 +81,7 @@ def train(
     """
     if export not in EXPORTS:
         raise ValueError(f"export must be one of {', '.join(EXPORTS)}, got {export!r}")
-    workdir = os.path.abspath(paths.expand(workdir))
+    workdir = paths.absolute(workdir)
     first = jax.process_index() == 0
     say = say if first else lambda line: None
 
@@ -99,7 +99,7 @@ def train(
     reading = export == "now"
     if not reading:
         make_workdir(workdir)
-    elif not os.path.isdir(os.path.join(workdir, CHECKPOINTS)):
+    elif not paths.at(os.path.join(workdir, CHECKPOINTS)).is_dir():
         raise ValueError(f"{workdir} has no checkpoint to write a model from")
     with contextlib.ExitStack() as stack:
         hold = None if reading else stack.enter_context(owned(workdir, say))
@@ -145,6 +145,13 @@ def train(
 
 def make_workdir(directory: str) -> None:
     """Makes it, if it is not there. Raises OSError naming it where nothing can be written into it."""
+    if paths.is_remote(directory):
+        probe = paths.at(os.path.join(directory, ".probe"))
+        try:
+            probe.write_bytes(b"x")
+        except Exception as e:  # of credentials, of the bucket, of the network
+            raise OSError(f"--workdir: {directory} cannot be written to: {reason(e)}") from e
+        return
     try:
         os.makedirs(directory, exist_ok=True)
         tempfile.TemporaryFile(dir=directory).close()

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from chroma_jax import schedule
+from chroma_jax import paths, schedule
 from chroma_jax.cost.tpu import CHIPS
 from chroma_jax.data.batch import Batch
 from chroma_jax.training.config import SPEECH, TEXT
@@ -229,6 +229,10 @@ class Progress:
             self._say(
                 f"nothing more for TensorBoard: {self._folder} cannot be written to: {e.strerror}"
             )
+        except Exception as e:
+            if not paths.is_remote(self._folder):
+                raise
+            self._say(f"nothing more for TensorBoard: {self._folder} cannot be written to: {e}")
         self._board = None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from chroma_jax import paths
 from chroma_jax.checkpoint import locking
 from chroma_jax.data.batch import Batch
 from chroma_jax.data.pipeline import BatchIterator, Evaluation
@@ -196,7 +198,13 @@ class Run:
             return
         folder = os.path.join(self._workdir, SAMPLES, folder)
         try:
-            samples.write(folder, name, made, self.sampler.rate)
+            if not paths.is_remote(folder):
+                samples.write(folder, name, made, self.sampler.rate)
+                return
+            with tempfile.TemporaryDirectory() as local:
+                samples.write(local, name, made, self.sampler.rate)
+                for file in os.listdir(local):
+                    paths.upload(os.path.join(local, file), os.path.join(folder, file))
         except (OSError, ValueError) as e:
             self.say(f"samples could not be written to {folder}: {e}")
 
