@@ -149,6 +149,7 @@ def make_workdir(directory: str) -> None:
         probe = paths.at(os.path.join(directory, ".probe"))
         try:
             probe.write_bytes(b"x")
+            probe.unlink()
         except Exception as e:  # of credentials, of the bucket, of the network
             raise OSError(f"--workdir: {directory} cannot be written to: {reason(e)}") from e
         return
