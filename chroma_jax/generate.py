@@ -3,6 +3,8 @@ r"""Answers a question in a voice, and writes what it says.
     python -m chroma_jax.generate --checkpoint=DIR_OR_HUB_ID --question=question.wav \
         --voice=reference.wav --voice_text="What the reference says." --out=reply.wav
 
+    python -m chroma_jax.generate --config=tiny     needs nothing: random weights make noise of a made-up question
+
 The text appears on standard output as it is spoken; the reply is written also when nobody reads it (`| head`). The question may also
 be --text. With --say="WORDS" these words are spoken, whatever the question is, and there need not be one. A checkpoint is a directory of the Hub's layout, one made
 by `python -m chroma_jax.convert`, or a Hub id. Exit code 2 and one line on standard error for anything that you can mend.
@@ -41,7 +43,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
         "config",
         None,
         ["tiny"],
-        "instead of a checkpoint: random weights of this size, which make noise",
+        "instead of a checkpoint: random weights of this size, which make noise; all other flags may then be left out",
     )
     path("question", None, "sound file with the spoken question")
     string(
@@ -99,6 +101,11 @@ def _sampling(given):
 def _voice(given):
     from chroma_jax import Voice
 
+    if given.config and not given.voice:
+        import numpy as np
+
+        noise = np.random.default_rng(0).standard_normal(24000).astype(np.float32)
+        return Voice((0.1 * noise, 24000), given.voice_text)
     if not given.voice:
         raise cli.CommandError(
             "no --voice: Chroma answers in the voice of a reference recording, with --voice_text"
@@ -129,9 +136,28 @@ def _chroma(given, processor):
     from chroma_jax import Chroma
 
     if given.config:
-        print("random weights (--config=tiny): what follows is noise, not speech", file=sys.stderr)
         return Chroma.random(processor.config, seed=0)
     return Chroma.from_pretrained(given.checkpoint, dtype=given.dtype, quantize=given.quantize)
+
+
+def _make_up(given) -> None:
+    """With random weights any input will do: what is not given is made up, and said."""
+    made = {}
+    if not (given.question or given.text or given.say is not None):
+        made["text"] = "Can you hear me?"
+    if not given.out:
+        made["out"] = "reply.wav"
+    if given.max_seconds is None:  # untrained, it would go on until its context is full
+        made["max_seconds"] = 2.0
+    if not given.voice:
+        made["voice_text"] = given.voice_text or "a second of noise"
+    for name, value in made.items():
+        given[name].value = value
+    print(
+        "random weights (--config=tiny): what follows is noise, not speech"
+        + "".join(f"; --{name}={value!r}" for name, value in made.items()),
+        file=sys.stderr,
+    )
 
 
 def main(given: flags.FlagValues = flags.FLAGS) -> None:
@@ -147,6 +173,8 @@ def main(given: flags.FlagValues = flags.FLAGS) -> None:
         raise cli.CommandError(
             _WHERE if not given.checkpoint else "--checkpoint and --config exclude each other"
         )
+    if given.config:
+        _make_up(given)
     if not (given.question or given.text or given.say is not None):
         raise cli.CommandError(
             "no question: give --question=FILE (sound), --text=TEXT, or both; or --say=TEXT"

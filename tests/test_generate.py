@@ -61,6 +61,18 @@ def test_random_weights_say_so(request_flags, capsys, monkeypatch, golden):
     assert "random weights" in capsys.readouterr().err
 
 
+def test_random_weights_need_nothing(capsys, monkeypatch, golden, tmp_path):
+    """As `python -m chroma_jax.generate --config=tiny` after an installation."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Chroma, "random", lambda config, seed: golden)
+    call(config="tiny", max_seconds=0.5)
+    report = capsys.readouterr().err
+    assert (
+        "; --text='Can you hear me?'; --out='reply.wav'; --voice_text='a second of noise'" in report
+    )
+    assert len(load_audio("reply.wav", 24000)) == 7 * 1920
+
+
 def test_paths_in_the_home_directory(request_flags, golden_dir, tmp_path, monkeypatch, golden):
     """Every path of a whole call begins with ~, and so does that of a saved voice."""
     home = tmp_path / "home"

@@ -191,12 +191,8 @@ def load_tokenizer(directory: str | os.PathLike) -> Tokenizer:
             raise ValueError(
                 f"{directory}: tokenizer_class must be Qwen2Tokenizer where there is no tokenizer.json, got {shown(kind)}"
             )
-        from transformers import Qwen2Tokenizer
-
         try:
-            backend = Qwen2Tokenizer.from_pretrained(
-                directory, local_files_only=True
-            ).backend_tokenizer
+            backend = _qwen2(*bpe_files, settings)
         except Exception as e:  # the Rust side raises bare Exception
             raise ValueError(
                 f"{directory}: vocab.json and merges.txt are not a tokenizer: {e}"
@@ -214,6 +210,34 @@ def load_tokenizer(directory: str | os.PathLike) -> Tokenizer:
         template_tokens=_template_tokens(settings),
         name=directory,
     )
+
+
+# How Qwen2 cuts text before it merges bytes: contractions, words, single digits, punctuation, line ends, spaces.
+_QWEN2_PIECES = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def _qwen2(vocab: str, merges: str, settings: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """Qwen2's tokenizer from its two files; control tokens that tokenizer_config.json does not number come behind the vocabulary."""
+    from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer as Backend
+
+    backend = Backend(models.BPE.from_file(vocab, merges))
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_QWEN2_PIECES), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    if not settings.get("added_tokens_decoder"):
+        named = [*_template_tokens(settings).values(), "<|endoftext|>"]
+        named += [t for t in settings.get("additional_special_tokens") or () if isinstance(t, str)]
+        backend.add_special_tokens(list(dict.fromkeys(named)))
+    return backend
 
 
 def has_tokenizer(directory: str | os.PathLike) -> bool:

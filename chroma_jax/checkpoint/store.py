@@ -113,8 +113,7 @@ def write_manifest(directory: str, manifest: Manifest) -> None:
         if not os.path.basename(path).startswith("."):
             files[os.path.relpath(path, directory)] = paths.size(path)
     written_by = {
-        name: importlib.metadata.version(name)
-        for name in ("chroma_jax", "jax", "flax", "orbax-checkpoint", "numpy")
+        name: _version(name) for name in ("chroma_jax", "jax", "flax", "orbax-checkpoint", "numpy")
     }
     content = {
         "format": FORMAT,
@@ -143,6 +142,13 @@ def _files(directory: str) -> Iterator[str]:
             yield from _files(os.fspath(path))
         else:
             yield os.fspath(path)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout
+        return "not installed"
 
 
 def read_manifest(directory: str) -> Manifest:

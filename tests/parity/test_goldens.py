@@ -19,6 +19,7 @@ from chroma_jax.engine import beat, programs
 from chroma_jax.engine.sampling import Sampling, controls
 from chroma_jax.generation.session import Chroma
 from chroma_jax.model.chroma import abstract_model
+from chroma_jax.model.dispatch import Dispatch, dispatch
 
 CASES = ["single", "text_ends_early", "long_audio", "left_padded_batch"]
 INPUTS = {
@@ -124,6 +125,35 @@ def test_prefill(golden, cases, case):
         want = cases[f"{case}/prefill/backbone_embeddings"][b][backbone_mask[b]]
         near(x[b, : len(want)], want)
         assert (np.asarray(where.kind[b, len(want) :]) == schedule.Kind.PAD).all()
+
+
+# Every choice by kind of device and by size at its extreme: the golden model is small, and alone takes the plain ways.
+WAYS = {
+    "parts, sums": Dispatch(platform="cpu", parts_from=0, taps_up_to=1 << 30),
+    "padded, together": Dispatch(platform="tpu", together_rows=1, together_queries=1 << 30),
+    "splash": Dispatch(platform="tpu", splash_from=1, splash_head_dim=1, taps_up_to=0),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_of_products_and_attention(golden, cases, way):
+    """The prompt and the first four beats, samples included, each part by that way."""
+    model, frames = for_case(golden.model, cases, "single"), 8
+    batch = normalize_inputs(model.cfg, inputs_of(cases, "single"))
+    with dispatch(WAYS[way]):
+        prompt = programs.as_prompt(batch, *programs.encode_voices(model, batch))
+        state = programs.begin(model, prompt, frames, [Sampling()], [0])
+        near(state.hidden, cases["single/reasoner_last_hidden"][:, 0])
+        _, out = programs.decode(model, state, frames // 2, trace=True)
+    for name, got in {
+        "frames": out.frames,
+        "c0_logits": out.trace.code0_logits,
+        "decoder_logits": out.trace.code_logits,
+    }.items():
+        want = cases[f"single/{name}"][0, :frames]
+        near(np.reshape(got, want.shape), want)
+    audio = cases["single/audio"][0, 0, : frames * 1920]
+    near(np.ravel(out.samples), audio)
 
 
 def test_audio_encoder(golden, cases):
