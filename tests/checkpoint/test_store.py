@@ -1,6 +1,7 @@
 """Our own directories: save, load, shardings, and every kind of damage."""
 
 import dataclasses
+import importlib.metadata
 import json
 import os
 import shutil
@@ -260,3 +261,18 @@ def test_compiled_by_jit_after_loading(converted):
     model = load(converted).model
     x = np.ones((1, 4, 64), np.float32)
     assert np.isfinite(jax.jit(lambda m, x: m.backbone.llama(x))(model, x)).all()
+
+
+def test_a_checkout_that_is_not_installed_can_save(tmp_path, monkeypatch):
+    """Run by PYTHONPATH, the package has no version."""
+
+    def version(package):
+        if package == "chroma_jax":
+            raise importlib.metadata.PackageNotFoundError(package)
+        return "1.2"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    manifest = store.Manifest(source="", tied=False, tensors={}, skipped={}, files={})
+    store.write_manifest(str(tmp_path), manifest)
+    written_by = json.loads((tmp_path / "chroma_jax.json").read_text())["written_by"]
+    assert (written_by["chroma_jax"], written_by["jax"]) == ("not installed", "1.2")
