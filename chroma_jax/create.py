@@ -27,6 +27,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_integer("vocab_size", 1024, "tokens at most, bytes and control tokens included", **to)  # fmt: skip
     flags.DEFINE_float("codebook_seconds", 600.0, "sound that the codebooks are made from, at most", lower_bound=0.0, **to)  # fmt: skip
     cli.path_flag("ears", "", "whose first layers the audio encoder begins with: whisper-base, or a directory in CTranslate2's format", **to)  # fmt: skip
+    cli.path_flag("codec", "", "a trained Codec in Mimi's layout, or a Chroma with one, to take as it is", **to)  # fmt: skip
     flags.DEFINE_integer("seed", 0, "of the weights", lower_bound=0, upper_bound=2**32 - 1, **to)
     flags.DEFINE_bool("overwrite", False, "replace the checkpoint that is at --out", **to)
 
@@ -46,6 +47,7 @@ def main(given: flags.FlagValues = flags.FLAGS) -> None:
         vocab_size=given.vocab_size,
         codebook_seconds=given.codebook_seconds,
         ears=given.ears,
+        codec=given.codec,
         seed=given.seed,
         overwrite=given.overwrite,
         say=_say,

@@ -7,6 +7,7 @@ r"""Judges speech and dialogue: one task a call, named first.
     python -m chroma_jax.evaluate big_bench_audio --data=DIR --checkpoint=DIR --out=RESULTS
     python -m chroma_jax.evaluate voicebench --data=mmsu.jsonl --checkpoint=DIR --out=RESULTS
     python -m chroma_jax.evaluate latency --questions=Q.jsonl --checkpoint=DIR --voice=V.wav --voice_text=... --out=RESULTS
+    python -m chroma_jax.evaluate codec --checkpoint=DIR --manifest=sounds.jsonl --out=RESULTS     through the Codec and back
     python -m chroma_jax.evaluate listening --first=DIR --second=DIR --names=ours,theirs --out=SHEET      makes a page
     python -m chroma_jax.evaluate listening --key=SHEET/key.csv --answers=A.csv,B.csv --system=ours --out=RESULTS
     python -m chroma_jax.evaluate report --results=RESULTS,OTHERS --out=report.html     one page with tables and plots
@@ -301,6 +302,36 @@ def _latency(given: flags.FlagValues) -> None:
     _say(summary)
 
 
+# --- codec ----------------------------------------------------------------------------------------------------------------
+
+
+def _codec_flags(define: _Define) -> None:
+    define.path("checkpoint", None, "a Codec in Mimi's layout, or a whole Chroma")
+    define.path("manifest", None, "JSON lines with audio, text, and as known id and speaker")
+    define.path("out", None, "folder of the sounds and results")
+    define.integer("per_speaker", 20, "recordings of each speaker, the last ones", lower_bound=1)
+    define.integer("num_codebooks", 0, "make sound of the first so many; 0 for all", lower_bound=0)
+    define.integer("seed", 0, "of the intervals", lower_bound=0)
+    _judge_flags(define)
+
+
+def _codec(given: flags.FlagValues) -> None:
+    from chroma_jax.evaluation import codec
+
+    _wanted(given, "checkpoint", "manifest", "out")
+    summary = codec.run(
+        given.checkpoint,
+        pathlib.Path(given.manifest),
+        pathlib.Path(given.out),
+        _ears(given),
+        per_speaker=given.per_speaker,
+        num_codebooks=given.num_codebooks or None,
+        seed=given.seed,
+        workers=given.workers,
+    )
+    _say(summary)
+
+
 # --- listening ------------------------------------------------------------------------------------------------------------
 
 
@@ -377,6 +408,7 @@ TASKS: dict[str, tuple[Callable, Callable]] = {
     "big_bench_audio": (_benchmark_flags, _big_bench_audio),
     "voicebench": (_benchmark_flags, _voicebench),
     "latency": (_latency_flags, _latency),
+    "codec": (_codec_flags, _codec),
     "listening": (_listening_flags, _listening),
     "report": (_report_flags, _report),
 }

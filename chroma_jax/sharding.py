@@ -38,8 +38,8 @@ class Rule(NamedTuple):
 
 
 RULES = (
-    # Not run in training, 79 M parameters of all shapes: a copy on each device.
-    Rule(r"codec/.+", P()),
+    # 79 M parameters of all shapes, not run in training or trained alone: a copy on each device.
+    Rule(r"(codec|discriminator|distillation)/.+", P()),
     # Vectors are small.
     Rule(r"(scale|bias)", P()),
     Rule(r"(conv1|conv2|projection|q|k|v|o|up|down)_bias", P()),

@@ -59,10 +59,15 @@ def load_audio(source: AudioSource, sampling_rate: int, *, name: str | None = No
         raise AudioError(f"{name}: has no samples")
     _check_samples(samples, name)
     if rate != sampling_rate:
-        samples = soxr().resample(samples, rate, sampling_rate, quality="HQ")
+        samples = resample(samples, rate, sampling_rate)
         if not samples.size:
             raise AudioError(f"{name}: too short, it has no samples at {sampling_rate} Hz")
     return np.ascontiguousarray(samples, np.float32)
+
+
+def resample(samples: np.ndarray, from_rate: float, to_rate: float) -> np.ndarray:
+    """Mono samples [N] float32 at another rate; rates need not be whole. soxr's high quality."""
+    return soxr().resample(samples, from_rate, to_rate, quality="HQ")
 
 
 class AudioStream:

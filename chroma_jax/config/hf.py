@@ -57,6 +57,16 @@ def write(config: ChromaConfig) -> dict[str, Any]:
     return _write_chroma(config)
 
 
+def read_codec(config: Mapping[str, Any]) -> CodecConfig:
+    """The config.json of a Mimi of its own, outside a Chroma. Raises ValueError naming the key."""
+    return _read_codec(_Section(config), None)
+
+
+def write_codec(codec: CodecConfig) -> dict[str, Any]:
+    """The config.json of a Mimi that transformers' MimiModel loads."""
+    return {"architectures": ["MimiModel"], **_write_codec(codec)}
+
+
 _REQUIRED = object()
 
 
@@ -223,7 +233,8 @@ def _read_audio_encoder(section: _Section) -> AudioEncoderConfig:
     )
 
 
-def _read_codec(section: _Section, frame_samples: int) -> CodecConfig:
+def _read_codec(section: _Section, frame_samples: int | None) -> CodecConfig:
+    """`frame_samples`: what a Chroma says a frame is, for a codec that does not say its frame rate."""
     section.expect("model_type", "mimi")
     section.expect("hidden_act", "gelu")
     section.expect("use_causal_conv", True)
@@ -237,7 +248,9 @@ def _read_codec(section: _Section, frame_samples: int) -> CodecConfig:
     key = next((key for key in ("frame_rate", "_frame_rate") if section.has(key)), None)
     return CodecConfig(
         sampling_rate=rate,
-        frame_rate=rate / frame_samples if key is None else section.positive(key),
+        frame_rate=rate / frame_samples
+        if key is None and frame_samples is not None
+        else section.positive(key or "_frame_rate"),
         audio_channels=section.size("audio_channels", 1),
         hidden_size=hidden,
         num_filters=section.size("num_filters"),
@@ -396,6 +409,44 @@ def _write_llama(c: LlamaConfig) -> dict[str, Any]:
     }
 
 
+def _write_codec(codec: CodecConfig) -> dict[str, Any]:
+    return {
+        "model_type": "mimi",
+        "sampling_rate": codec.sampling_rate,
+        "_frame_rate": codec.frame_rate,
+        "audio_channels": codec.audio_channels,
+        "hidden_size": codec.hidden_size,
+        "num_filters": codec.num_filters,
+        "num_residual_layers": codec.num_residual_layers,
+        "upsampling_ratios": list(codec.upsampling_ratios),
+        "kernel_size": codec.kernel_size,
+        "last_kernel_size": codec.last_kernel_size,
+        "residual_kernel_size": codec.residual_kernel_size,
+        "dilation_growth_rate": codec.dilation_growth_rate,
+        "compress": codec.compress,
+        "pad_mode": codec.pad_mode,
+        "trim_right_ratio": codec.trim_right_ratio,
+        "use_causal_conv": True,
+        "use_conv_shortcut": codec.use_conv_shortcut,
+        "upsample_groups": codec.upsample_groups,
+        "codebook_size": codec.codebook_size,
+        "codebook_dim": codec.codebook_dim,
+        "vector_quantization_hidden_dimension": codec.quantizer_size,
+        "num_quantizers": codec.num_quantizers,
+        "num_semantic_quantizers": codec.num_semantic_quantizers,
+        "num_hidden_layers": codec.num_layers,
+        "num_attention_heads": codec.num_heads,
+        "num_key_value_heads": codec.num_kv_heads,
+        "head_dim": codec.head_dim,
+        "intermediate_size": codec.intermediate_size,
+        "norm_eps": codec.norm_eps,
+        "rope_parameters": _write_rope(codec.rope),
+        "sliding_window": codec.sliding_window,
+        "layer_scale_initial_scale": codec.layer_scale_initial,
+        "hidden_act": "gelu",
+    }
+
+
 def _write_chroma(c: ChromaConfig) -> dict[str, Any]:
     audio, codec = c.reasoner.audio, c.codec
     audio_stack = {"audio_num_codebooks": c.num_codebooks, "vocab_size": c.backbone.vocab_size}
@@ -440,39 +491,5 @@ def _write_chroma(c: ChromaConfig) -> dict[str, Any]:
             "audio_embedding_dim": c.decoder.embedding_size,
             "shared_first_position": c.decoder.shared_first_position,
         },
-        "codec_config": {
-            "model_type": "mimi",
-            "sampling_rate": codec.sampling_rate,
-            "_frame_rate": codec.frame_rate,
-            "audio_channels": codec.audio_channels,
-            "hidden_size": codec.hidden_size,
-            "num_filters": codec.num_filters,
-            "num_residual_layers": codec.num_residual_layers,
-            "upsampling_ratios": list(codec.upsampling_ratios),
-            "kernel_size": codec.kernel_size,
-            "last_kernel_size": codec.last_kernel_size,
-            "residual_kernel_size": codec.residual_kernel_size,
-            "dilation_growth_rate": codec.dilation_growth_rate,
-            "compress": codec.compress,
-            "pad_mode": codec.pad_mode,
-            "trim_right_ratio": codec.trim_right_ratio,
-            "use_causal_conv": True,
-            "use_conv_shortcut": codec.use_conv_shortcut,
-            "upsample_groups": codec.upsample_groups,
-            "codebook_size": codec.codebook_size,
-            "codebook_dim": codec.codebook_dim,
-            "vector_quantization_hidden_dimension": codec.quantizer_size,
-            "num_quantizers": codec.num_quantizers,
-            "num_semantic_quantizers": codec.num_semantic_quantizers,
-            "num_hidden_layers": codec.num_layers,
-            "num_attention_heads": codec.num_heads,
-            "num_key_value_heads": codec.num_kv_heads,
-            "head_dim": codec.head_dim,
-            "intermediate_size": codec.intermediate_size,
-            "norm_eps": codec.norm_eps,
-            "rope_parameters": _write_rope(codec.rope),
-            "sliding_window": codec.sliding_window,
-            "layer_scale_initial_scale": codec.layer_scale_initial,
-            "hidden_act": "gelu",
-        },
+        "codec_config": _write_codec(codec),
     } | write_quantized(c.quantized)

@@ -113,6 +113,11 @@ class Mixture:
         source = int(np.searchsorted(self.offsets, record, side="right")) - 1
         return self.datasets[source], record - int(self.offsets[source])
 
+    def name(self, record: int) -> str:
+        """What a record is called in an error."""
+        dataset, local = self.find(record)
+        return f"{dataset.directory}#{local} ({dataset[local].id})"
+
     def _lengths(self) -> dict[str, np.ndarray]:
         columns = {
             name: np.concatenate([d.index[name] for d in self.datasets]).astype(np.int64)

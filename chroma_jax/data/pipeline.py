@@ -54,7 +54,7 @@ class BatchIterator(Iterator[Batch]):
         self._batches, self._reading = batches, reading
         self._plan_key = plan_key
         self.batches_per_epoch = batches_per_epoch
-        self.mixture: Mixture = batches.mixture
+        self.mixture = batches.mixture
         self._position = 0
         self._read: Iterator[Batch] | None = None
 
@@ -70,6 +70,10 @@ class BatchIterator(Iterator[Batch]):
         read, self._read = self._read, None
         if read is not None:
             read.close()
+
+    def batch(self, number: int) -> Batch:
+        """This process's rows of batch `number`, wherever the iterator stands."""
+        return self._batches.assemble(self._batches[number])
 
     @property
     def position(self) -> int:
@@ -102,7 +106,7 @@ class Evaluation:
 
     def __init__(self, batches: _Batches, reading: Reading):
         self._batches, self._reading = batches, reading
-        self.mixture: Mixture = batches.mixture
+        self.mixture = batches.mixture
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -149,7 +153,7 @@ def make_pipeline(
     Raises:
       ValueError: as `Mixture`; fewer records than a batch; a batch size that does not divide over the processes.
     """
-    _check_rows(batch_size, process_index, process_count)
+    check_rows(batch_size, process_index, process_count)
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
     mixture = Mixture(
@@ -202,7 +206,7 @@ def make_evaluation(
 
     The last batch is filled up with rows without frames (`frame_lengths` and `text_lengths` 0, `record_ids` -1).
     """
-    _check_rows(batch_size, process_index, process_count)
+    check_rows(batch_size, process_index, process_count)
     mixture = Mixture(
         config,
         sources,
@@ -218,7 +222,8 @@ def make_evaluation(
     return Evaluation(batches, reading or Reading())
 
 
-def _check_rows(batch_size: int, process_index: int, process_count: int) -> None:
+def check_rows(batch_size: int, process_index: int, process_count: int) -> None:
+    """Raises ValueError for an index out of range, or rows that do not divide over the processes."""
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index {process_index} is not one of {process_count} processes")
     if batch_size < 1 or batch_size % process_count:

@@ -13,7 +13,7 @@ from chroma_jax.config.types import REMAT
 
 DTYPES = ("float32", "bfloat16", "float16")
 SCHEDULES = ("constant", "cosine")
-SPEECH, TEXT = "speech", "text"
+SPEECH, TEXT, CODEC = "speech", "text", "codec"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,13 +74,104 @@ class LoraConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DiscriminatorConfig:
+    """Networks on spectra of several resolutions that tell made sound from recorded, and their own optimizer.
+
+    start: the step from which the codec listens to them; they learn from the first one on.
+    """
+
+    windows: tuple[int, ...]
+    channels: int
+    start: int
+    adversarial_weight: float
+    feature_weight: float
+    optimizer: OptimizerConfig
+
+    def __post_init__(self):
+        _windows("codec.discriminator.windows", self.windows)
+        _between("codec.discriminator.channels", self.channels, 1, math.inf)
+        _between("codec.discriminator.start", self.start, 0, math.inf)
+        for name in ("adversarial_weight", "feature_weight"):
+            _between(f"codec.discriminator.{name}", getattr(self, name), 0.0, math.inf)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillationConfig:
+    """Code 0 learns what an audio encoder hears, so that it says what is spoken before how it sounds.
+
+    checkpoint: a Chroma whose Reasoner's audio encoder is listened to; it stays as it is. weight: of 1 - cosine between a linear map of
+    what the semantic codebooks give and the encoder's features, mean over frames.
+    """
+
+    checkpoint: str
+    weight: float
+
+    def __post_init__(self):
+        _between("codec.distillation.weight", self.weight, 0.0, math.inf)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CodecObjectiveConfig:
+    """What a Codec is trained by.
+
+    Attributes:
+      mel_windows: samples of each resolution of the mel distance.
+      mel_weight, wave_weight, commitment_weight: of the mel distance, the L1 of samples, and the distance of latents to their
+        codewords.
+      quantizer_start: the step from which latents are quantised. Before it the codec learns without; at it codebooks are made
+        by k-means.
+      k_means_batches, k_means_rounds: on the latents of how many batches, the first ones of training, and how long.
+      decay: of the codebooks' moving averages, per step.
+      dead_below: a codeword used less than this part of the mean is dead, and moves to a vector of the batch; looked for
+        every dead_every steps.
+      depth_fraction: the share of a batch's rows that use only the first few acoustic codebooks, as many as are drawn.
+      unquantized_fraction: the share of rows whose latents the decoder gets as they are.
+      discriminator: adversarial and feature losses; None: none.
+      distillation: of the semantic codebooks, from an audio encoder; None: none.
+    """
+
+    mel_windows: tuple[int, ...]
+    mel_weight: float
+    wave_weight: float
+    commitment_weight: float
+    quantizer_start: int
+    k_means_batches: int
+    k_means_rounds: int
+    decay: float
+    dead_below: float
+    dead_every: int
+    depth_fraction: float = 0.0
+    unquantized_fraction: float = 0.0
+    discriminator: DiscriminatorConfig | None = None
+    distillation: DistillationConfig | None = None
+
+    def __post_init__(self):
+        _windows("codec.mel_windows", self.mel_windows)
+        for name, low, high in (
+            ("mel_weight", 0.0, math.inf),
+            ("wave_weight", 0.0, math.inf),
+            ("commitment_weight", 0.0, math.inf),
+            ("quantizer_start", 0, math.inf),
+            ("k_means_batches", 1, math.inf),
+            ("k_means_rounds", 1, math.inf),
+            ("decay", 0.0, 1.0),
+            ("dead_below", 0.0, 1.0),
+            ("dead_every", 1, math.inf),
+            ("depth_fraction", 0.0, 1.0),
+            ("unquantized_fraction", 0.0, 1.0),
+        ):
+            _between(f"codec.{name}", getattr(self, name), low, high)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One stage of training.
 
     Attributes:
       trains: (regular expression, "train" | "freeze" | "lora") pairs; the path of every parameter matches exactly one.
       objective: "speech" trains Backbone and Decoder on the answers' codes, over a frozen Reasoner (the paper); "text" trains the
-        Reasoner on the answers' tokens and runs nothing else, for a Chroma that is made from random weights.
+        Reasoner on the answers' tokens and runs nothing else, for a Chroma that is made from random weights; "codec" trains a
+        Codec on sound alone, as `codec` says.
       decoder_weight: λ of L = (1 - λ) L_backbone + λ L_decoder (paper section 4: 0.5, then 1); of "speech" only.
       decoder_fraction: the share of frames that the Decoder's loss is computed on, drawn anew for each step; 1.0: all.
       accumulation: microbatches per step; the result is that of the whole batch.
@@ -91,6 +182,7 @@ class TrainConfig:
       seed: of the parameters (where none are given), LoRA factors and drawn frames.
       mesh: size per mesh axis, see `chroma_jax.sharding.make_mesh`; None: one device.
       lora: rank and scale, where a rule says "lora".
+      codec: losses and codebooks of objective "codec".
     """
 
     optimizer: OptimizerConfig
@@ -100,14 +192,17 @@ class TrainConfig:
     decoder_fraction: float = 1.0
     accumulation: int = 1
     compute_dtype: str
-    reasoner_dtype: str
+    reasoner_dtype: str = "float32"
     remat: str = "none"
     seed: int = 0
     mesh: Mapping[str, int] | None = None
     lora: LoraConfig | None = None
+    codec: CodecObjectiveConfig | None = None
 
     def __post_init__(self):
-        _one_of("objective", self.objective, (SPEECH, TEXT))
+        _one_of("objective", self.objective, (SPEECH, TEXT, CODEC))
+        if (self.codec is not None) != (self.objective == CODEC):
+            raise ValueError(f"codec goes with objective {CODEC!r}, got {self.objective!r}")
         _between("decoder_weight", self.decoder_weight, 0.0, 1.0)
         _between("accumulation", self.accumulation, 1, math.inf)
         if not 0 < self.decoder_fraction <= 1:
@@ -153,6 +248,10 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
         if not isinstance(value, accepted) or isinstance(value, bool):
             raise ValueError(f"{name} must be {kind.__name__}, got {value!r}")
         return kind(value)
+    if kind == tuple[int, ...]:
+        if not all(type(x) is int for x in value):
+            raise ValueError(f"{name} must be whole numbers, got {value!r}")
+        return tuple(value)
     if typing.get_origin(kind) is tuple:
         pairs = tuple(tuple(pair) for pair in value)
         if not all(len(pair) == 2 and all(isinstance(x, str) for x in pair) for pair in pairs):
@@ -170,3 +269,8 @@ def _between(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         limit = f"at least {low}" if high == math.inf else f"between {low} and {high}"
         raise ValueError(f"{name} must be {limit}, got {value}")
+
+
+def _windows(name: str, windows: tuple[int, ...]) -> None:
+    if not windows or any(w < 16 or w % 4 for w in windows):
+        raise ValueError(f"{name} must be multiples of 4 from 16 on, got {windows}")

@@ -25,6 +25,7 @@ from chroma_jax.audio.prompt import DEFAULT_SYSTEM_PROMPT
 from chroma_jax.audio.tokenizer import IM_START
 from chroma_jax.audio.wav import load_audio
 from chroma_jax.checkpoint import params
+from chroma_jax.checkpoint.codec_files import load_any_codec
 from chroma_jax.checkpoint.staging import check_target
 from chroma_jax.checkpoint.whisper import encoder_arrays, read_whisper
 from chroma_jax.config import ChromaConfig
@@ -55,6 +56,7 @@ def create(
     vocab_size: int = 1024,
     codebook_seconds: float = 600.0,
     ears: str = "",
+    codec: str = "",
     seed: int = 0,
     overwrite: bool = False,
     say: Callable[[str], None] = lambda line: None,
@@ -69,6 +71,8 @@ def create(
       codebook_seconds: how much of the answers' sound the codebooks are made from, at most.
       ears: whose first layers the Reasoner's audio encoder begins with: "whisper-base", or the directory of a Whisper in CTranslate2's
         format; "" for random ones.
+      codec: a Codec that was trained, in Mimi's layout, or a Chroma with one: its sizes and weights are taken as they are. "" for random
+        weights and codebooks of the data's sound.
       seed: of the weights.
       overwrite: whether a checkpoint at `out` may be replaced.
       say: told, a line each, what happens.
@@ -78,17 +82,21 @@ def create(
         `out` that cannot be written.
     """
     out, manifest = paths.expand(out), paths.expand(manifest)
-    check_target(out, overwrite)
+    codec = paths.expand(codec) if codec else ""
     rows = []
     for row in read_manifest(manifest).rows:
         if isinstance(row, BadRow):
             raise ValueError(f"{manifest}:{row.line}: {row.reason}")
         rows.append(row)
-    inside = [
-        file for file in (manifest, *(row.answer_audio for row in rows)) if paths.within(file, out)
-    ]
+    given = [manifest, *([codec] if codec else []), *(row.answer_audio for row in rows)]
+    inside = [file for file in given if paths.within(file, out)]
     if inside:  # --overwrite takes all that is there away
         raise ValueError(f"{out} holds an input, {inside[0]}; choose another --out")
+    check_target(out, overwrite)
+    trained = None
+    if codec:
+        speaks, trained = load_any_codec(codec)
+        sizes = dataclasses.replace(sizes, codec=speaks)
     heard = encoder_arrays(read_whisper(ears), sizes.reasoner.audio) if ears else {}
     backend = train_tokenizer([*_FRAME_TEXTS, *_texts(rows)], vocab_size)
     config = with_vocabulary(sizes, backend)
@@ -96,20 +104,22 @@ def create(
     model = _with_ears(random_model(config, seed), heard)
     if heard:
         say(f"ears: convolutions and {config.reasoner.audio.num_layers} layers of {ears}")
-    codec, bits = fit_codebooks(
-        model.codec, _waves(rows, config, codebook_seconds), np.random.default_rng(seed)
-    )
-    model.codec = codec
-    say(
-        f"codebooks: {config.codec.codebook_size} codewords each; the codes of the data's sound have "
-        f"{' '.join(f'{b:.1f}' for b in bits)} bits of {np.log2(config.codec.codebook_size):.1f}"
-    )
+    if trained is None:
+        waves = _waves(rows, config, codebook_seconds)
+        model.codec, bits = fit_codebooks(model.codec, waves, np.random.default_rng(seed))
+        say(
+            f"codebooks: {config.codec.codebook_size} codewords each; the codes of the data's sound have "
+            f"{' '.join(f'{b:.1f}' for b in bits)} bits of {np.log2(config.codec.codebook_size):.1f}"
+        )
+    else:
+        model.codec = trained
+        say(f"codec: that of {codec}, as it was trained")
     with tempfile.TemporaryDirectory() as folder:
         file = os.path.join(folder, "tokenizer.json")
         backend.save(file)
         checkpoint.save(out, config, model, [file], overwrite=overwrite)
     size = sum(leaf.size for leaf in jax.tree.leaves(model))
-    say(f"{out}: {size:,} random weights; nothing in it can speak yet")
+    say(f"{out}: {size:,} weights; nothing in it can speak yet")
     return config
 
 

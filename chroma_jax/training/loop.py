@@ -14,20 +14,15 @@ import os
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
-from chroma_jax import checkpoint, paths, sharding
-from chroma_jax.audio.prompt import Processor
+from chroma_jax import paths
 from chroma_jax.checkpoint import locking
 from chroma_jax.checkpoint.processes import by_first
-from chroma_jax.checkpoint.torch_files import CONFIG_FILE, side_files
-from chroma_jax.config import ChromaConfig
-from chroma_jax.data import metadata as md
-from chroma_jax.data.mixture import Mixture
-from chroma_jax.data.pipeline import BatchIterator, Evaluation, make_evaluation, make_pipeline
-from chroma_jax.model.chroma import ChromaModel
+from chroma_jax.data.pipeline import BatchIterator
+from chroma_jax.training import codec_run, dialogue_run
 from chroma_jax.training.checkpoints import (
     Checkpoints,
     abstract,
@@ -36,10 +31,10 @@ from chroma_jax.training.checkpoints import (
     few,
     reason,
 )
+from chroma_jax.training.config import CODEC
 from chroma_jax.training.run import Run
-from chroma_jax.training.run_config import RunConfig, parse_sources
-from chroma_jax.training.samples import Samples
-from chroma_jax.training.step import Trainer, TrainState, build
+from chroma_jax.training.run_config import RunConfig
+from chroma_jax.training.step import TrainState, build
 
 CHECKPOINTS, MODEL = "checkpoints", "model"
 EXPORTS = ("end", "now", "never")
@@ -85,17 +80,17 @@ def train(
     first = jax.process_index() == 0
     say = say if first else lambda line: None
 
+    # What differs between a run on dialogues and one on sound alone.
+    kind = codec_run if config.train.objective == CODEC else dialogue_run
     # Everything that can be wrong, before the weights are read.
-    source = config.model.checkpoint and checkpoint.resolve_source(config.model.checkpoint)
+    source, sizes = kind.read_sizes(config)
     if source and paths.same(source, os.path.join(workdir, MODEL)):
         raise ValueError(
             f"model.checkpoint is {source}, where this run writes its own model: choose another --workdir"
         )
-    sizes = checkpoint.read_config(source) if source else config.model.sizes()
     trainer = build(sizes, config.train)
     trainer.check_rows(config.data.batch_size)
-    data, held_out = open_data(config, sizes)
-    trainer.check_hidden(data.mixture.hidden)
+    data, held_out = kind.open_data(config, sizes)
     reading = export == "now"
     if not reading:
         make_workdir(workdir)
@@ -110,7 +105,7 @@ def train(
         saved = stack.enter_context(Checkpoints(where, config.keep, reading=reading))
         if reading and not saved.steps:
             raise ValueError(f"{workdir} has no checkpoint to write a model from")
-        state, frozen = begin(config, trainer, source, [data, held_out])
+        state, frozen = kind.begin(config, trainer, source, [data, held_out])
         base = base_fingerprint(frozen)
         step = 0
         if saved.steps:
@@ -121,7 +116,7 @@ def train(
         if not reading:
             saved.check_room(state)  # now rather than after the steps up to the first one
             if config.sample_every:
-                run.sampler = make_sampler(config, trainer, source, data, held_out)
+                run.sampler = kind.make_sampler(config, trainer, source, data, held_out)
             state, step = run.steps(state, frozen, step, workdir if first else None)
         saved.wait()
         if run.signal is not None:
@@ -133,7 +128,7 @@ def train(
         if reading or (export == "end" and run.signal is None):
             written = os.path.join(workdir, MODEL)
             try:
-                save_model(written, trainer.model_of(state, frozen), trainer.cfg, source)
+                kind.save_model(written, trainer.model_of(state, frozen), trainer.cfg, source)
             except (OSError, ValueError) as e:
                 raise OSError(
                     f"the model could not be written to {written}: {reason(e)}; its checkpoint is there: --export=now "
@@ -176,74 +171,6 @@ def owned(workdir: str, say: Callable[[str], None]) -> Iterator[locking.Hold | N
         yield holds[0] if holds else None
 
 
-def open_data(config: RunConfig, sizes: ChromaConfig) -> tuple[BatchIterator, Evaluation | None]:
-    """Batches to train on, and those of held-out records. Raises ValueError if they were not prepared for such a model."""
-    shared: dict[str, Any] = dict(
-        batch_size=config.data.batch_size,
-        seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        limits=config.data.limits(),
-        num_shapes=config.data.num_shapes,
-        reading=config.data.reading(),
-    )
-    sources = parse_sources(config.data.train, "data.train")
-    data = make_pipeline(sizes, sources, **shared)
-    if not config.data.evaluation:
-        return data, None
-    sources = parse_sources(config.data.evaluation, "data.evaluation")
-    return data, make_evaluation(sizes, sources, **shared)
-
-
-def begin(
-    config: RunConfig, trainer: Trainer, source: str | None, data: list[Any]
-) -> tuple[TrainState, dict[str, Any]]:
-    """(state, frozen) before the first step. Raises ValueError where data was prepared with other weights."""
-    if source is None:
-        return trainer.init()
-    mesh = trainer.mesh
-    where = None if mesh is None else sharding.param_shardings(mesh)
-    loaded = checkpoint.load(source, shardings=where)
-    for batches in data:
-        if batches is not None:
-            check_weights(batches.mixture, loaded.config, loaded.model, source)
-    state, frozen = trainer.from_model(loaded.model)
-    if config.model.start == "random":
-        state = trainer.init()[0]
-    return state, frozen
-
-
-def check_weights(mixture: Mixture, sizes: ChromaConfig, model: ChromaModel, source: str) -> None:
-    """Raises DatasetError if a dataset was made with another Codec, tokenizer or (with Reasoner states) Reasoner."""
-    tokenizer = Processor.load(sizes, source).tokenizer
-    prints = dict(
-        codec=md.weights_fingerprint(model.codec), tokenizer=md.tokenizer_fingerprint(tokenizer)
-    )
-    # A sharded Reasoner is on other processes too; its values stay there.
-    if mixture.hidden and jax.process_count() == 1:
-        prints["reasoner"] = md.weights_fingerprint(model.reasoner)
-    for dataset in mixture.datasets:
-        md.check_made_for(dataset.metadata, sizes, **prints, name=dataset.directory)
-
-
-def make_sampler(
-    config: RunConfig,
-    trainer: Trainer,
-    source: str | None,
-    data: BatchIterator,
-    held_out: Evaluation | None,
-) -> Samples:
-    """What answers the first held-out records, or the first of training where there are none."""
-    return Samples(
-        trainer,
-        (data if held_out is None else held_out).mixture,
-        Processor.load(trainer.cfg, source).tokenizer,
-        count=config.num_samples,
-        max_seconds=config.sample_seconds,
-        seed=config.seed,
-    )
-
-
 def resume(
     saved: Checkpoints,
     like: TrainState,
@@ -276,11 +203,3 @@ def resume(
     for line in changed:
         say(f"changed since then: {line}")
     return state, position.step
-
-
-def save_model(directory: str, model: ChromaModel, sizes: ChromaConfig, source: str | None) -> None:
-    """The whole model with the tokenizer files of the checkpoint that it began with; replaces what an earlier run left."""
-    extra = []
-    if source is not None:
-        extra = [os.path.join(source, n) for n in side_files(source) if n != CONFIG_FILE]
-    checkpoint.save(directory, sizes, model, extra, overwrite=True)

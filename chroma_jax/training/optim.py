@@ -43,8 +43,13 @@ def decayed(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(one, params)
 
 
-def make_optimizer(cfg: OptimizerConfig) -> optax.GradientTransformation:
-    """Clip, Adam, decoupled decay, learning rate, in this order. Moments are float32, as the parameters are."""
+def make_optimizer(
+    cfg: OptimizerConfig, decayed: Callable[[Any], Any] = decayed
+) -> optax.GradientTransformation:
+    """Clip, Adam, decoupled decay, learning rate, in this order. Moments are float32, as the parameters are.
+
+    `decayed`: parameters -> True for each that weight decay applies to.
+    """
     # The state of both is alike, so that a run may go on with another norm, or with none.
     clip = optax.identity() if cfg.clip_norm is None else optax.clip_by_global_norm(cfg.clip_norm)
     return optax.chain(

@@ -10,10 +10,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from chroma_jax import paths, schedule
+from chroma_jax import paths
 from chroma_jax.cost.tpu import CHIPS
-from chroma_jax.data.batch import Batch
-from chroma_jax.training.config import SPEECH, TEXT
 from chroma_jax.training.samples import Sample
 from chroma_jax.training.tensorboard import Board
 
@@ -54,37 +52,15 @@ def mean(metrics: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     return one
 
 
-def describe(metrics: Mapping[str, float]) -> str:
-    """Losses and accuracies in short; codes are the losses per codebook."""
-    if "text_loss" in metrics:
-        return f"text loss {metrics['text_loss']:.4f}  accuracy {metrics['text_accuracy']:.3f}"
-    books = sum(key.startswith("loss/code_") for key in metrics)
-    codes = " ".join(f"{metrics[f'loss/code_{i}']:.2f}" for i in range(books))
-    return (
-        f"loss {metrics['loss']:.4f}  backbone {metrics['backbone_loss']:.4f}  decoder {metrics['decoder_loss']:.4f}  "
-        f"codes {codes}  accuracy {metrics['backbone_accuracy']:.3f} {metrics['decoder_accuracy']:.3f}"
-    )
-
-
 def peak(device_kind: str) -> float | None:
     """Published bfloat16 operations per second of a device that calls itself so, or None."""
     return next((p for name, p in PEAKS.items() if device_kind.startswith(name)), None)
 
 
-def positions(batch: Batch, objective: str = SPEECH) -> int:
-    """Positions of the sequences in a batch, padding left out. Of speech, the Backbone's: voices, text (two each), frames;
-    of text, the Reasoner's: questions and answers."""
-    if objective == TEXT:
-        return int((batch.prompt_lengths + batch.text_lengths)[batch.text_lengths > 0].sum())
-    text = np.minimum(batch.text_lengths, -(-batch.frame_lengths // schedule.FRAMES_PER_TEXT))
-    lengths = (batch.voice_id_lengths, batch.voice_frame_lengths, text, batch.frame_lengths)
-    return int(schedule.total_length(*lengths)[batch.frame_lengths > 0].sum())
-
-
 class Progress:
     """Gathers the metrics of steps and reports them. Every process has one and calls it alike; one of them speaks and writes.
 
-    Per interval: seconds per step, frames per second (of answers), tokens per second (`positions`), the share of time spent waiting
+    Per interval: seconds per step, frames per second (of answers), tokens per second (the objective's `positions`), the share of time spent waiting
     for data, and the operations per second and device that the model needs (`flops.StepFlops`): as model FLOPs utilisation
     (MFU), a share of the device's `peak`, where that is known. Steps that were compiled for are not timed.
 
@@ -92,6 +68,7 @@ class Progress:
       steps: of the whole run.
       say: told each line.
       folder: of TensorBoard's files; None for none.
+      describe: metrics in short, as the objective tells them.
       step: steps done before; what TensorBoard's files hold beyond it is hidden.
       devices: that the step runs on.
     """
@@ -101,10 +78,11 @@ class Progress:
         steps: int,
         say: Callable[[str], None],
         folder: str | None,
+        describe: Callable[[Mapping[str, float]], str],
         step: int = 0,
         devices: Sequence[jax.Device] = (),
     ):
-        self._steps, self._say = steps, say
+        self._steps, self._say, self._describe = steps, say, describe
         self._devices = list(devices) or jax.devices()[:1]
         self._peak = peak(self._devices[0].device_kind)
         self._folder = folder
@@ -154,7 +132,7 @@ class Progress:
         """Tells the interval that ends with `step`."""
         shown = mean(self._metrics)  # waits for the devices
         seconds = time.monotonic() - self._began
-        line = f"step {step}/{self._steps}  {describe(shown)}"
+        line = f"step {step}/{self._steps}  {self._describe(shown)}"
         if self._timed:
             speed = self._speed(seconds)
             line += f"  {_describe_speed(speed)}"
@@ -166,7 +144,7 @@ class Progress:
 
     def evaluation(self, step: int, shown: Mapping[str, float]) -> None:
         """Tells the result of held-out records."""
-        self._say(f"step {step}/{self._steps}  held out: {describe(shown)}")
+        self._say(f"step {step}/{self._steps}  held out: {self._describe(shown)}")
         self._write("evaluation", step, shown)
 
     def samples(self, step: int, samples: Sequence[Sample], rate: int) -> None:

@@ -18,7 +18,7 @@ from chroma_jax.data.batch import Batch
 from chroma_jax.data.pipeline import BatchIterator, Evaluation
 from chroma_jax.training import samples
 from chroma_jax.training.checkpoints import Checkpoints, Position
-from chroma_jax.training.progress import Progress, mean, positions
+from chroma_jax.training.progress import Progress, mean
 from chroma_jax.training.run_config import RunConfig
 from chroma_jax.training.samples import Samples
 from chroma_jax.training.signals import Signals
@@ -92,11 +92,14 @@ class Run:
         self._workdir = workdir
         folder = None if workdir is None else os.path.join(workdir, TENSORBOARD)
         devices = () if trainer.mesh is None else trainer.mesh.devices.flat
-        progress = Progress(last, self.say, folder, step, devices)
+        progress = Progress(last, self.say, folder, trainer.objective.describe, step, devices)
         unchecked = None
         try:
             with Signals() as signals:
                 while step < last and self.signal is None:
+                    began = time.monotonic()
+                    state = trainer.prepare(state, frozen, step, self.data.batch)
+                    progress.pause(time.monotonic() - began)
                     began = time.monotonic()
                     batch = self._next(signals)
                     if batch is None:
@@ -110,7 +113,7 @@ class Run:
                         began,
                         waited,
                         flops=self._flops(batch),
-                        tokens=positions(batch, config.train.objective),
+                        tokens=trainer.objective.positions(batch),
                         compiled=trainer.compilations > known,
                     )
                     # While the devices take this step, the host looks at the one before it.
@@ -215,10 +218,7 @@ class Run:
         step, metrics, ids = done
         if jax.process_count() > 1:  # the culprit may be another process's
             ids = multihost_utils.process_allgather(ids, tiled=True)
-        names = []
-        for number in ids.tolist():
-            dataset, local = self.data.mixture.find(number)
-            names.append(f"{dataset.directory}#{local} ({dataset[local].id})")
+        names = [self.data.mixture.name(number) for number in ids.tolist()]
         raise NonFiniteError(
             f"step {step}: the loss is {float(metrics['loss'])} and the gradient's norm {float(metrics['grad_norm'])}; "
             f"the batch's records are {', '.join(names)}; the newest checkpoint is of step {max(self.saved.steps, default=0)}"

@@ -8,12 +8,22 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from chroma_jax import paths
-from chroma_jax.config import ChromaConfig, chroma_4b, chroma_100m, debug, mini, tiny
+from chroma_jax.config import (
+    ChromaConfig,
+    CodecConfig,
+    chroma_4b,
+    chroma_100m,
+    debug,
+    mini,
+    mini_codec,
+    tiny,
+)
+from chroma_jax.data.crops import CropLimits
 from chroma_jax.data.mixture import Source
 from chroma_jax.data.pipeline import Reading
 from chroma_jax.data.plan import Limits
 from chroma_jax.training import config
-from chroma_jax.training.config import TrainConfig
+from chroma_jax.training.config import CODEC, TrainConfig
 
 SIZES = {
     "tiny": tiny,
@@ -21,6 +31,11 @@ SIZES = {
     "mini": mini,
     "chroma_100m": chroma_100m,
     "chroma_4b": chroma_4b,
+}
+CODEC_SIZES = {
+    "tiny": lambda: tiny().codec,
+    "mini": mini_codec,
+    "mimi": lambda: chroma_4b().codec,
 }
 STARTS = ("checkpoint", "random")
 
@@ -31,7 +46,7 @@ class ModelConfig:
 
     checkpoint: a directory or Hub id; its config.json has the last word on sizes. None: random weights. start: what trains
     begins as it is in the "checkpoint", or "random" over the checkpoint's frozen parts. size: "tiny", "debug" or "chroma_4b", the sizes of
-    random weights without a checkpoint, and of the model that --compile_only compiles.
+    random weights without a checkpoint, and of the model that --compile_only compiles; of a Codec alone, "tiny", "mini" or "mimi".
     """
 
     checkpoint: str | None = None
@@ -39,12 +54,17 @@ class ModelConfig:
     size: str
 
     def __post_init__(self):
-        _one_of("model.size", self.size, SIZES)
         _one_of("model.start", self.start, STARTS)
 
     def sizes(self) -> ChromaConfig:
-        """The named sizes."""
+        """The named sizes. Raises ValueError for sizes of a Codec alone."""
+        _one_of("model.size", self.size, SIZES)
         return SIZES[self.size]()
+
+    def codec_sizes(self) -> CodecConfig:
+        """The named sizes of a Codec. Raises ValueError for sizes of a whole Chroma."""
+        _one_of("model.size", self.size, CODEC_SIZES)
+        return CODEC_SIZES[self.size]()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +75,8 @@ class DataConfig:
     weights are not equal: "data/a=0.7,data/b=0.3". evaluation "": no held-out records.
     batch_size: rows of a step, over all processes. num_shapes: static shapes at most, each compiled once.
     max_prompt (question and answer tokens), max_chunks (two seconds of question each), max_text, max_frames: longest records;
-    on_long: "error" or "drop" for those beyond. threads, prefetch, workers: see `chroma_jax.data.pipeline.Reading`.
+    on_long: "error" or "drop" for those beyond. crop_seconds, gain_db, speed: of objective "codec", whose train and evaluation name
+    sound, see `chroma_jax.data.crops`. threads, prefetch, workers: see `chroma_jax.data.pipeline.Reading`.
     """
 
     train: str
@@ -67,6 +88,9 @@ class DataConfig:
     max_text: int | None = None
     max_frames: int | None = None
     on_long: str = "error"
+    crop_seconds: float | None = None
+    gain_db: float = 0.0
+    speed: float = 0.0
     threads: int = 8
     prefetch: int = 8
     workers: int = 0
@@ -82,6 +106,18 @@ class DataConfig:
         """The longest records."""
         names = ("max_prompt", "max_chunks", "max_text", "max_frames", "on_long")
         return Limits(**{name: getattr(self, name) for name in names})
+
+    def crops(self, sizes: CodecConfig) -> CropLimits:
+        """How sound is cut. Raises ValueError for crops that are no whole number of the codec's frames."""
+        if self.crop_seconds is None:
+            raise ValueError("data.crop_seconds is missing: how long are the pieces of sound?")
+        limits = CropLimits(seconds=self.crop_seconds, gain_db=self.gain_db, speed=self.speed)
+        if round(limits.seconds * sizes.sampling_rate) % sizes.frame_samples:
+            raise ValueError(
+                f"data.crop_seconds {self.crop_seconds} must be a multiple of a frame's "
+                f"{sizes.frame_samples / sizes.sampling_rate:g} s"
+            )
+        return limits
 
     def reading(self) -> Reading:
         """How fast to read."""
@@ -116,6 +152,7 @@ class RunConfig:
         _at_least("", self, sample_every=0, num_samples=1)
         if not 0 < self.sample_seconds < float("inf"):
             raise ValueError(f"sample_seconds must be positive, got {self.sample_seconds}")
+        (self.model.codec_sizes if self.train.objective == CODEC else self.model.sizes)()
         optimizer = self.train.optimizer
         if optimizer.schedule == "cosine" and self.steps > optimizer.total_steps:
             raise ValueError(

@@ -1,7 +1,7 @@
 """Which parameters train: a list of path rules that covers every parameter exactly once.
 
 A rule is (regular expression, what): "train" (float32 master weights, gradients, moments), "lora" (the kernel is frozen, two
-small factors beside it train) or "freeze".
+small factors beside it train), "average" (no gradient: it follows averages of what the model computes, as codebooks do) or "freeze".
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from chroma_jax.training.config import SPEECH, TEXT
-
-TRAIN, FREEZE, LORA = "train", "freeze", "lora"
+TRAIN, FREEZE, LORA, AVERAGE = "train", "freeze", "lora", "average"
 
 _NEVER = ((r"reasoner/.*", FREEZE), (r"codec/.*", FREEZE))
 _KERNELS = r"(backbone|decoder)/llama/layers/(attention/[qkvo]|gate|up|down)"
@@ -22,12 +20,28 @@ _KERNELS = r"(backbone|decoder)/llama/layers/(attention/[qkvo]|gate|up|down)"
 STAGE_1 = ((r"backbone/.*", TRAIN), (r"decoder/.*", TRAIN), *_NEVER)
 STAGE_2 = ((r"backbone/.*", FREEZE), (r"decoder/.*", TRAIN), *_NEVER)
 REASONER = ((r"reasoner/.*", TRAIN), (r"backbone/.*", FREEZE), (r"decoder/.*", FREEZE), _NEVER[1])
+_CODEBOOKS = r"codec/quantizer/.*/(embed_sum|cluster_usage|initialized)"
 LORA_FINE_TUNING = (
     (_KERNELS, LORA),
     (r"(backbone|decoder)/llama/.*/?norm/scale|(backbone|decoder)/llama/layers/.*_norm/scale", FREEZE),
     (r"backbone/(audio_embedding|head)|decoder/(projection|heads)", FREEZE),
     *_NEVER,
 )  # fmt: skip
+
+
+def codec_rules(
+    *, discriminator: bool = False, distillation: bool = False
+) -> tuple[tuple[str, str], ...]:
+    """The rules of objective "codec", for a model with these parts."""
+    rules = (
+        (_CODEBOOKS, AVERAGE),
+        (r"codec/(?!quantizer).*|codec/quantizer/.*_proj", TRAIN),
+    )
+    if discriminator:
+        rules += ((r"discriminator/.*", TRAIN),)
+    if distillation:
+        rules += ((r"distillation/.*", TRAIN), (r"audio_encoder/.*", FREEZE))
+    return rules
 
 
 class Selection(NamedTuple):
@@ -50,8 +64,10 @@ def select(rules: tuple[tuple[str, str], ...], paths: Any) -> Selection:
     """
     compiled = []
     for pattern, kind in rules:
-        if kind not in (TRAIN, FREEZE, LORA):
-            raise ValueError(f"rule {pattern!r}: {kind!r} must be {TRAIN}, {FREEZE} or {LORA}")
+        if kind not in (TRAIN, FREEZE, LORA, AVERAGE):
+            raise ValueError(
+                f"rule {pattern!r}: {kind!r} must be {TRAIN}, {FREEZE}, {LORA} or {AVERAGE}"
+            )
         try:
             compiled.append((re.compile(pattern), kind))
         except re.error as e:
@@ -69,6 +85,10 @@ def select(rules: tuple[tuple[str, str], ...], paths: Any) -> Selection:
             raise ValueError(
                 f"parameter {path} is under a {LORA} rule, which is for kernels of Backbone and Decoder blocks"
             )
+        if what[path] == AVERAGE and not re.fullmatch(_CODEBOOKS, path):
+            raise ValueError(
+                f"parameter {path} is under an {AVERAGE} rule, which is for the Codec's codebooks"
+            )
         unused = [pattern for pattern in unused if pattern != rule[path]]
     if unused:
         raise ValueError(f"rule {unused[0]!r} matches no parameter")
@@ -77,9 +97,14 @@ def select(rules: tuple[tuple[str, str], ...], paths: Any) -> Selection:
     return Selection(what, rule)
 
 
-def check_objective(selection: Selection, objective: str) -> None:
-    """Raises ValueError for a parameter that would train although the loss does not reach it: weight decay alone would move it."""
-    stages = {SPEECH: ("backbone", "decoder"), TEXT: ("reasoner",)}[objective]
+def check_reached(selection: Selection, objective: str, stages: tuple[str, ...]) -> None:
+    """Raises ValueError for a parameter that would train although the loss does not reach it: weight decay alone would move it.
+
+    Args:
+      selection: the rules applied.
+      objective: its name, for the error.
+      stages: first components of the paths that its loss reaches.
+    """
     for path, what in selection.what.items():
         if what != FREEZE and path.split("/")[0] not in stages:
             raise ValueError(

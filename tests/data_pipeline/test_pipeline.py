@@ -372,7 +372,7 @@ if __name__ == "__main__":
 
 def test_training_finds_what_prepare_stored(golden, config, dataset_dir, hidden_dir):
     """The Reasoner, run by the training step on the pipeline's prompts, gives the states that are in the records."""
-    from chroma_jax.training.step import reasoner_states
+    from chroma_jax.training.objectives.dialogue import reasoner_states
 
     request = dict(batch_size=4, seed=1, reading=READING, num_shapes=1)
     heard = next(make_pipeline(config, [dataset_dir], **request))

@@ -11,7 +11,7 @@ from flax import nnx
 from chroma_jax.data.batch import Batch
 from chroma_jax.model.reasoner import Reasoner
 from chroma_jax.training import losses
-from chroma_jax.training.step import reasoner_states
+from chroma_jax.training.objectives.dialogue import reasoner_states
 
 from .test_thinker import (
     AUDIO,

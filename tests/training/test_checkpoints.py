@@ -24,7 +24,7 @@ from chroma_jax.training.step import TrainState
 def state(scale=1.0, width=3):
     params = {"backbone": {"head": jnp.arange(4.0 * width).reshape(4, width) * scale}}
     moments = ({"count": jnp.int32(7), "mu": jax.tree.map(lambda x: x + 1, params)}, ())
-    return TrainState(jnp.int32(5), params, moments)
+    return TrainState(jnp.int32(5), params, moments, {})
 
 
 def position(step):
@@ -54,13 +54,13 @@ def test_the_newest_comes_back_and_old_ones_go(tmp_path):
 def test_a_save_is_not_disturbed_by_the_next_step(tmp_path):
     """The state is donated to the step that follows, while it is still being written."""
     step = jax.jit(lambda s: jax.tree.map(lambda x: x * 0, s), donate_argnums=0)
-    big = TrainState(jnp.int32(1), {"w": jnp.ones((1000, 1000))}, ())
+    big = TrainState(jnp.int32(1), {"w": jnp.ones((1000, 1000))}, (), {})
     with Checkpoints(tmp_path / "c", keep=1) as saved:
         saved.save(big, position(1))
         jax.block_until_ready(step(big))
         saved.wait()
         got, _ = saved.restore(
-            abstract(TrainState(jnp.int32(1), {"w": jnp.ones((1000, 1000))}, ()))
+            abstract(TrainState(jnp.int32(1), {"w": jnp.ones((1000, 1000))}, (), {}))
         )
     assert float(got.params["w"].min()) == 1 and int(got.step) == 1
 

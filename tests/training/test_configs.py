@@ -6,7 +6,7 @@ import runpy
 
 import pytest
 
-from chroma_jax.training.config import TrainConfig
+from chroma_jax.training.config import CODEC, TrainConfig
 from chroma_jax.training.run_config import RunConfig, parse_sources
 from chroma_jax.training.selection import LORA, TRAIN
 from chroma_jax.training.step import build
@@ -25,11 +25,13 @@ def read(path):
 def test_a_configuration_builds(path):
     """With shapes alone: nothing of the model is made."""
     config = RunConfig.from_dict(read(path))
-    trainer = build(config.model.sizes(), config.train)
+    alone = config.train.objective == CODEC
+    trainer = build((config.model.codec_sizes if alone else config.model.sizes)(), config.train)
     summary = trainer.summary()
     assert "total trained" in summary
     trained = {path.split("/")[0] for path in trainer.selection.paths(TRAIN)}
     assert ("reasoner" in trained) == path.stem.endswith("_reasoner")
+    assert ("codec" in trained) == alone
     trainer.check_rows(8 * trainer.train_cfg.accumulation)
     text = path.read_text()
     assert f"--config=configs/{path.name} --workdir=" in text.split('"""')[1]
@@ -38,7 +40,7 @@ def test_a_configuration_builds(path):
 def test_what_there_is():
     names = {path.stem for path in FILES}
     assert {"chroma_4b", "chroma_4b_lora", "chroma_4b_stage2", "debug", "debug_reasoner"} <= names
-    assert {"mini_reasoner", "mini_speech"} <= names
+    assert {"mini_reasoner", "mini_speech", "mini_codec", "mimi_codec"} <= names
 
 
 def test_the_ears_of_the_small_one_stay_a_whisper():

@@ -1,5 +1,6 @@
 """The checkpoint that training from scratch begins with: a tokenizer of whole words, codebooks that are all used."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -13,6 +14,7 @@ from chroma_jax import checkpoint
 from chroma_jax import create as command
 from chroma_jax.audio.prompt import Processor
 from chroma_jax.audio.wav import load_audio, save_wav
+from chroma_jax.checkpoint.params import flatten
 from chroma_jax.config import chroma_4b, tiny
 from chroma_jax.training import creation
 
@@ -38,6 +40,20 @@ def test_it_loads_as_what_it_is(created):
     assert question.ids.max() < config.reasoner.vocab_size
     assert (question.ids == config.reasoner.audio_token_id).sum() > 20
     assert [line.split(":")[0] for line in lines] == ["tokenizer", "codebooks", str(out)]
+
+
+def test_a_trained_codec_is_taken_as_it_is(created, tmp_path):
+    """From its own directory or from a Chroma; its sizes count, not those that were asked for."""
+    lines = []
+    asked = dataclasses.replace(tiny(), codec=dataclasses.replace(tiny().codec, num_layers=1))
+    config = creation.create(tmp_path / "new", asked, DATA, codec=str(created[0]), say=lines.append)
+    assert config.codec == created[1].codec
+    want, got = (
+        checkpoint.load(d, stages=("codec",)).model for d in (created[0], tmp_path / "new")
+    )
+    for path, array in flatten(want.codec).items():
+        np.testing.assert_array_equal(flatten(got.codec)[path], array, err_msg=path)
+    assert [line.split(":")[0] for line in lines][1] == "codec"
 
 
 def test_words_are_tokens_and_fit_the_speech(created):

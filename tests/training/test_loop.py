@@ -22,7 +22,7 @@ from chroma_jax.checkpoint import load
 from chroma_jax.checkpoint.torch_files import side_files
 from chroma_jax.data.metadata import read_metadata, write_metadata
 from chroma_jax.data.pipeline import BatchIterator
-from chroma_jax.training import loop, run, selection
+from chroma_jax.training import dialogue_run, loop, run, selection
 from chroma_jax.training.run_config import RunConfig
 from chroma_jax.training.step import Trainer, build
 
@@ -303,7 +303,7 @@ def test_the_model_can_be_written_at_any_time(straight, dataset, golden_dir, tmp
 def test_what_trains_may_start_anew(dataset, golden_dir, tmp_path):
     config = RunConfig.from_dict(small_run.values(dataset, golden_dir, model__start="random"))
     trainer = build(checkpoint.read_config(golden_dir), config.train)
-    state, frozen = loop.begin(config, trainer, str(golden_dir), [])
+    state, frozen = dialogue_run.begin(config, trainer, str(golden_dir), [])
     model = load(golden_dir).model
     kept = frozen["reasoner"]["embedding"], model.reasoner.embedding[...]
     np.testing.assert_array_equal(*map(np.asarray, kept))

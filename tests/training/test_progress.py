@@ -16,6 +16,7 @@ from chroma_jax.audio.wav import load_audio
 from chroma_jax.cost import flops
 from chroma_jax.cost.tpu import CHIPS
 from chroma_jax.training import progress
+from chroma_jax.training.objectives.dialogue import Speech
 from chroma_jax.training.progress import Progress
 from chroma_jax.training.samples import Sample
 from chroma_jax.training.step import build
@@ -35,11 +36,15 @@ def clock(monkeypatch):
     return now
 
 
+OBJECTIVE = Speech(small.CONFIG, small.train_config())
+DESCRIBE = OBJECTIVE.describe
+
+
 def run(clock, kind, steps, folder=None, count=4):
     """(lines, metrics of the interval) of steps: (seconds, seconds of them waiting, compiled) each."""
     lines = []
     device = SimpleNamespace(device_kind=kind)
-    told = Progress(9, lines.append, folder, devices=[device] * count)
+    told = Progress(9, lines.append, folder, DESCRIBE, devices=[device] * count)
     for seconds, waited, compiled in steps:
         began, clock.seconds = clock.seconds, clock.seconds + seconds
         told.add(METRICS, began, waited, flops=8e15, tokens=1000, compiled=compiled)
@@ -104,7 +109,7 @@ def test_positions_are_those_of_the_sequence():
     where = schedule.layout(
         batch.voice_id_lengths, batch.voice_frame_lengths, text, batch.frame_lengths, 64
     )
-    assert progress.positions(batch) == (np.asarray(where.kind)[1:] != schedule.Kind.PAD).sum()
+    assert OBJECTIVE.positions(batch) == (np.asarray(where.kind)[1:] != schedule.Kind.PAD).sum()
 
 
 def events(folder):
@@ -130,7 +135,7 @@ def test_tensorboard(clock, tmp_path):
         assert found[f"train/{key}", 4].simple_value == pytest.approx(shown[key])
 
     lines = []
-    told = Progress(9, lines.append, str(tmp_path / "b"))
+    told = Progress(9, lines.append, str(tmp_path / "b"), DESCRIBE)
     wave = np.sin(np.arange(4800) / 20).astype(np.float32)
     spoken = Sample("r7", 'he said "so"', "stop", True, np.zeros((3, 8)), wave, 2 / 3)
     told.recorded(3, [spoken], 24000)
@@ -158,7 +163,7 @@ def test_tensorboard(clock, tmp_path):
 def test_a_disk_that_fills_up_ends_tensorboard_and_nothing_else(tmp_path, monkeypatch):
     pytest.importorskip("tensorboardX")
     lines = []
-    told = Progress(9, lines.append, str(tmp_path))
+    told = Progress(9, lines.append, str(tmp_path), DESCRIBE)
     told.evaluation(1, METRICS)
 
     def full(*_):

@@ -12,7 +12,8 @@ from chroma_jax import schedule, sharding
 from chroma_jax.checkpoint.params import flatten
 from chroma_jax.checkpoint.store import unnest
 from chroma_jax.training import losses, selection
-from chroma_jax.training.step import build, reasoner_states
+from chroma_jax.training.objectives.dialogue import reasoner_states
+from chroma_jax.training.step import build
 
 MESHES = {
     "data only": {"data": 8},
@@ -47,7 +48,7 @@ def gradients(trainer, draw=None, batch=None):
     batch = trainer.put(small.with_hidden() if batch is None else batch)
 
     def loss(params):
-        sums = trainer._sums(params, frozen, batch, draw)
+        sums = trainer._sums(params, {}, frozen, batch, draw)
         return losses.weighted(sums, sums.count, trainer.train_cfg.decoder_weight)
 
     return jax.jit(jax.grad(loss))(state.params)
@@ -144,18 +145,20 @@ def test_drawing_is_by_step_and_saves_the_decoder_compute():
     assert history[0]["frames"] == lengths.sum()
     state, _ = half.from_model(small.model())
     batch = half.put(small.with_hidden())
-    first, second = (half._draw(jnp.asarray(step), batch).index for step in (0, 1))
+    first, second = (half.objective.draw(jnp.asarray(step), batch).index for step in (0, 1))
     assert (first != second).any()
-    np.testing.assert_array_equal(first, half._draw(state.step, batch).index)
+    np.testing.assert_array_equal(first, half.objective.draw(state.step, batch).index)
     flops = []
     for fraction in (1.0, 0.5):
         trainer = build(small.CONFIG, small.train_config(decoder_fraction=fraction))
         compiled = (
             jax.jit(trainer._sums)
             .lower(
-                *(tree.params if i == 0 else tree for i, tree in enumerate(trainer.abstract())),
+                trainer.abstract()[0].params,
+                {},
+                trainer.abstract()[1],
                 batch,
-                trainer._draw(jnp.asarray(0), batch),
+                trainer.objective.draw(jnp.asarray(0), batch),
             )
             .compile()
         )

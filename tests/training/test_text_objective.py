@@ -6,7 +6,8 @@ import pytest
 import small_training as small
 
 from chroma_jax.training import losses, selection
-from chroma_jax.training.progress import describe, mean, positions
+from chroma_jax.training.objectives.dialogue import check_hidden
+from chroma_jax.training.progress import mean
 from chroma_jax.training.step import build
 
 
@@ -74,7 +75,7 @@ def test_ears_get_gradients():
     batch = trainer.put(small.batch())
 
     def loss(params):
-        sums = trainer._sums(params, frozen, batch, None)
+        sums = trainer._sums(params, {}, frozen, batch, None)
         return losses.text_share(sums, sums.count)
 
     gradients = small.host(jax.jit(jax.grad(loss))(state.params))
@@ -121,14 +122,15 @@ def test_padding_does_not_count(stepped):
     both = mean([few, none])
     np.testing.assert_allclose(both["text_loss"], few["text_loss"], rtol=1e-6)
     assert both["text_tokens"] == batch.text_lengths.sum()
-    assert describe(both).startswith(f"text loss {both['text_loss']:.4f}  accuracy ")
-    assert positions(batch, "text") == (batch.prompt_lengths + batch.text_lengths)[:3].sum()
+    objective = trainer.objective
+    assert objective.describe(both).startswith(f"text loss {both['text_loss']:.4f}  accuracy ")
+    assert objective.positions(batch) == (batch.prompt_lengths + batch.text_lengths)[:3].sum()
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(objective="sound"), "objective must be one of speech, text, got 'sound'"),
+        (dict(objective="sound"), "objective must be one of speech, text, codec, got 'sound'"),
         (
             dict(objective="text", trains=selection.STAGE_1),
             "objective 'text' trains reasoner only, but rule 'backbone/.*' says train for backbone/",
@@ -158,4 +160,6 @@ def test_states_computed_beforehand():
     trainer = build(small.CONFIG, config())
     with pytest.raises(ValueError, match="prepare it without --precompute_hidden"):
         trainer.put(small.with_hidden())
-    build(small.CONFIG, small.train_config()).check_hidden(True)
+    with pytest.raises(ValueError, match="prepare it without --precompute_hidden"):
+        check_hidden(True)
+    build(small.CONFIG, small.train_config()).objective.check(small.with_hidden())

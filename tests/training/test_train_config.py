@@ -79,7 +79,7 @@ PATHS = ["backbone/llama/layers/gate", "backbone/head", "decoder/projection", "c
     [
         ([("backbone/.*", "train")], "parameter decoder/projection is matched by no rule; exactly one"),
         ([(".*", "train"), ("codec/.*", "freeze")], "codec/x is matched by '.*' and 'codec/.*'"),
-        ([(".*", "learn")], "'learn' must be train, freeze or lora"),
+        ([(".*", "learn")], "'learn' must be train, freeze, lora or average"),
         ([("(", "train")], "rule '(' is no regular expression"),
         ([(".*", "train"), ("reasoner", "freeze")], "rule 'reasoner' matches no parameter"),
         ([(".*", "freeze")], "no parameter trains"),
