@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import tempfile
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -152,5 +154,13 @@ def make_sampler(
 
 def save_model(directory: str, model: CodecModel, sizes: CodecConfig, source: str | None) -> None:
     """The Codec; replaces what an earlier run left."""
-    if jax.process_index() == 0:
+    if jax.process_index():
+        return
+    if not paths.is_remote(directory):
         save_codec(directory, sizes, model.codec, overwrite=True)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        local = os.path.join(folder, "model")
+        save_codec(local, sizes, model.codec)
+        for file in sorted(os.listdir(local)):
+            paths.upload(os.path.join(local, file), os.path.join(directory, file))
