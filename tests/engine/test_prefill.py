@@ -157,7 +157,7 @@ def test_questions_of_one_shape_are_taken_in_together(golden, voice, monkeypatch
         monkeypatch.setattr(
             programs, name, lambda *a, n=name, r=rows, f=whole, **k: calls.append((n, r(a))) or f(*a, **k)
         )  # fmt: skip
-    questions = [Turn(text="Hello!"), Turn(text="Good night.")]
+    questions = [Turn(text="What time is it?"), Turn(text="Good night.")]  # of one padded size
     want = [golden.reply(q, voice=voice, **HOT) for q in questions]
     del calls[:]
     batch = golden.batch(slots=4, question_positions=512, positions=512, together=2)
