@@ -220,7 +220,7 @@ class RunningBatch:
                 max_seconds=max_seconds,
                 system_prompt=system_prompt,
                 listening=listening,
-                together=min(self._together, len(self._slots)),
+                together=self._together,
             )
             requests = list(beginnings)
             if not requests:

@@ -74,7 +74,7 @@ def compile_request(engine: Engine, request: Request, done: set[tuple] | None = 
             state = caches.resize(state, sizes)
         if (before, sizes) not in done:
             done.add((before, sizes))
-            state, out = programs.beat(engine.flat, state)
+            state, out = programs.beat(engine.flat, state, audio=True)  # as a batch asks for it
             jax.block_until_ready(out)
 
 
