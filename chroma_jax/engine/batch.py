@@ -19,7 +19,7 @@ from __future__ import annotations
 import collections
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -105,7 +105,7 @@ class RunningBatch:
         self._max_pending, self._queue_size = max_pending, queue
         self._always = ("text", "code0", "codes") if sample_text else ("code0", "codes")
         self._forced, self._together = PLACES, together
-        self._pausing = True
+        self.pausing = True
 
     @classmethod
     def begun(
@@ -146,14 +146,15 @@ class RunningBatch:
         self._max_pending, self._queue_size, self._together = None, 0, 1
         self._always: tuple[str, ...] = ()
         self._forced = 0  # places for forced tokens in the state
-        self._pausing, self._audio, self._sink = False, True, None
+        self.pausing = False  # whether rows may rest
+        self._audio, self._sink = True, None
         # `_stepping` is held by whoever works with the device, `changed` for a moment by everybody.
         self._stepping = threading.RLock()
         self.changed = threading.Condition(threading.RLock())
         self.version = 0  # counts what may give the batch something to do
         self._slots: list[Stream | None] = [None] * slots
         self._leaving: list[tuple[int, Stream]] = []  # their turns are still to be kept
-        self._to_end = np.zeros(slots, bool)  # rows that run without a stream
+        self._to_end: set[int] = set()  # slots whose rows run without a stream
         self._queue: collections.deque[Stream] = collections.deque()
         self._hearing: collections.deque[Prefill] = collections.deque()
         self._prompter = Prompter(slots, engine.processor.tokenizer, engine.config.im_end_token_id)
@@ -329,7 +330,7 @@ class RunningBatch:
     def rests(self, stream: Stream) -> bool:
         """Whether a stream in a slot takes no part in the next beat: its listener lags, or words are missing."""
         with self.changed:
-            return stream in self._slots and self._rests(stream)
+            return stream in self._slots and self._rests(stream, self._slots.index(stream))
 
     def starved(self, stream: Stream) -> bool:
         """Whether a stream in a slot waits for words of its script."""
@@ -360,7 +361,7 @@ class RunningBatch:
                 self._land(flight)
             with self.changed:
                 news, self._news = self._news, []
-        for stream in dict.fromkeys(news):
+        for stream in news:
             stream.tell()
         return news
 
@@ -397,39 +398,47 @@ class RunningBatch:
 
     def _dispatch(self, beats: int | None) -> None:
         """Seats who waits, and puts the next beat of those inside under way."""
-        self._keep_turns()
-        self._hear_some()
-        self._seat_some()
+        if self._leaving:
+            self._keep_turns()
+        if self._hearing:
+            self._hear_some()
+        if self._queue:
+            self._seat_some()
         with self.changed:
             moving = self._moving(beats)
-            used = np.array([stream is not None for stream in self._slots])
-            to_end, self._to_end = self._to_end, np.zeros_like(self._to_end)
-            if not used.any() and not self._leaving:
+            resting = [s for s, m in enumerate(moving) if not m and self._slots[s] is not None]
+            streams = [s if m else None for s, m in zip(self._slots, moving, strict=True)]
+            to_end, self._to_end = self._to_end, set()
+            if not any(self._slots) and not self._leaving:
                 # Nobody is in: the next one begins with caches as small as it needs.
                 self._state = None
                 return
             count = beats or 1
-            streams = [s if m else None for s, m in zip(self._slots, moving, strict=True)]
-            left = max((s.beats_left for s in streams if s), default=0)
-            # Powers of two: few compilations, and the last call is not much longer than it must be.
-            count = min(count, 1 << max(0, left - 1).bit_length())
-            forced = self._prompter.forced() if self._forced else None
-            for stream in filter(None, streams):
-                stream.beats_left -= count
-                stream.in_flight += 1
-            self._prompter.speak(moving, count)
+            if count > 1:
+                left = max((s.beats_left for s in streams if s), default=0)
+                # Powers of two: few compilations, and the last call is not much longer than it must be.
+                count = min(count, 1 << max(0, left - 1).bit_length())
+            forced = None
+            if self._forced:
+                forced = self._prompter.forced()
+                self._prompter.speak(moving, count)
+            for stream in streams:
+                if stream is not None:
+                    stream.beats_left -= count
+                    stream.in_flight += 1
         try:
-            if to_end.any():
-                self._state = programs.end_rows(self._state, to_end)
+            if to_end:
+                self._state = programs.end_rows(self._state, self._mask(to_end))
             if forced is not None:
                 self._state = programs.force(self._state, forced)
-            if not moving.any():
+            if not any(moving):
                 return
             state = self._ledger.make(self._state, count)
-            self._ledger.unused(used & ~moving, count)
+            for slot in resting:
+                self._ledger.unused(slot, count)
             model = self._engine.flat
-            if self._pausing:
-                self._state, out = programs.pausing_beat(model, state, used & ~moving)
+            if self.pausing:
+                self._state, out = programs.pausing_beat(model, state, self._mask(resting))
             elif beats is None:
                 self._state, out = programs.beat(model, state, audio=self._audio)
             else:
@@ -445,8 +454,6 @@ class RunningBatch:
         except Exception as error:  # an error of the device shows where its result is read
             self._fail_slots(error)
             return
-        if flight.single:
-            out = jax.tree.map(lambda x: x[None], out)
         if self._sink:
             self._sink(out)
         with self.changed:
@@ -455,22 +462,28 @@ class RunningBatch:
                     continue
                 stream.in_flight -= 1
                 try:
-                    self._deliver(stream, slot, out)
+                    self._deliver(stream, slot, out, flight.single)
                 except Exception as error:
                     self._end(stream, Finish.FAILED, error)
             self.changed.notify_all()
-        self._keep_turns()
+        if self._leaving:
+            self._keep_turns()
 
-    def _deliver(self, stream: Stream, slot: int, out: Beat) -> None:
-        valid = out.frame_valid[:, slot]
-        tokens = out.token[:, slot][out.token_valid[:, slot]]
-        self._ledger.without_text(slot, len(valid) - len(tokens))
+    def _deliver(self, stream: Stream, slot: int, out: Beat, single: bool) -> None:
+        at = slot if single else (slice(None), slot)
+        valid, frames = out.frame_valid[at], out.frames[at]
+        tokens = out.token[at][out.token_valid[at]].reshape(-1)
+        beats = 1 if single else len(valid)
+        if len(tokens) < beats:
+            self._ledger.without_text(slot, beats - len(tokens))
+        count = int(valid.sum())
+        frames = frames.reshape(-1, frames.shape[-1])[:count]  # valid ones are the first
         audio = np.zeros(0, np.float32)
         if out.samples is not None:
-            samples = self._engine.config.codec.frame_samples * int(valid.sum())
-            audio = out.samples[:, slot].reshape(-1)[:samples]
-        finish = Finish(int(out.finish[-1, slot]))
-        if stream.deliver(tokens, out.frames[:, slot][valid], audio, finish):
+            samples = self._engine.config.codec.frame_samples * count
+            audio = out.samples[at].reshape(-1)[:samples]
+        finish = Finish(int(out.finish[at] if single else out.finish[-1, slot]))
+        if stream.deliver(tokens, frames, audio, finish):
             self._news.append(stream)
         if finish != Finish.RUNNING:
             self._end(stream, finish)
@@ -552,7 +565,7 @@ class RunningBatch:
             for slot, stream, request in zip(slots, group, requests, strict=True):
                 if stream.done:  # cancelled meanwhile
                     self._ledger.leave(slot)
-                    self._to_end[slot] = True
+                    self._to_end.add(slot)
                 else:
                     self._sit(stream, slot, request.script)
 
@@ -568,7 +581,7 @@ class RunningBatch:
 
     def _sit(self, stream: Stream, slot: int, script: Script | None) -> None:
         self._slots[slot], stream.seated = stream, True
-        self._to_end[slot] = False
+        self._to_end.discard(slot)
         self._prompter.enter(slot, script)
 
     def _end(self, stream: Stream, finish: Finish, error: Exception | None = None) -> None:
@@ -590,7 +603,8 @@ class RunningBatch:
             self._slots[slot] = None
             self._ledger.leave(slot)
             self._prompter.enter(slot, None)
-            self._to_end[slot] = finish in (Finish.CANCELLED, Finish.FAILED)
+            if finish in (Finish.CANCELLED, Finish.FAILED):
+                self._to_end.add(slot)
             if stream.keeps and finish != Finish.FAILED:
                 self._leaving.append((slot, stream))
 
@@ -601,7 +615,7 @@ class RunningBatch:
                 if stream is not None:
                     self._end(stream, Finish.FAILED, error)
             self._leaving.clear()
-            self._to_end[:] = False
+            self._to_end.clear()
             self._state = self._flight = None
             self.changed.notify_all()
 
@@ -615,24 +629,31 @@ class RunningBatch:
             except Exception:  # whoever goes on has it taken in again
                 logging.exception("a turn could not be kept")
 
-    def _moving(self, beats: int | None) -> np.ndarray:
+    def _moving(self, beats: int | None) -> list[bool]:
         """Which slots take part in the next beats [B]."""
-        moving = np.zeros(len(self._slots), bool)
+        moving = []
         for slot, stream in enumerate(self._slots):
+            moves = False
             if stream is not None:
                 try:
-                    moving[slot] = not self._rests(stream, beats)
+                    moves = not self._rests(stream, slot, beats)
                 except Exception as error:  # words that are no text for the tokenizer
                     self._end(stream, Finish.FAILED, error)
+            moving.append(moves)
         return moving
 
-    def _rests(self, stream: Stream, beats: int | None = None) -> bool:
+    def _mask(self, slots: Iterable[int]) -> np.ndarray:
+        mask = np.zeros(len(self._slots), bool)
+        mask[list(slots)] = True
+        return mask
+
+    def _rests(self, stream: Stream, slot: int, beats: int | None = None) -> bool:
         if stream.beats_left <= 0:
             return True
         ahead = stream.num_pending + stream.in_flight
         if self._max_pending is not None and ahead >= self._max_pending:
             return True
-        return self._prompter.starved(self._slots.index(stream), beats or 1)
+        return self._prompter.starved(slot, beats or 1)
 
     def _as_many_as_go_together(self, group: list) -> list:
         """All sizes of groups are programs of their own: there are two."""

@@ -21,6 +21,7 @@ from chroma_jax.engine.state import BeatState, Prompt
 FIRST_SIZE = 256
 BEATS_AHEAD = 16  # beats that a new cache has room for at least, where its limit allows
 SHRINK_AFTER = 64  # beats for which a cache must be twice as large as needed: ten seconds
+_LOOK_EVERY = 16  # beats
 
 _grow = jax.jit(states.grow, static_argnames=("reasoner_size", "backbone_size"))
 
@@ -96,7 +97,9 @@ class CacheLedger:
         # Positions at the start of each row's reply, and those of the Backbone by now.
         self._question, self._voice = np.zeros(rows, int), np.zeros(rows, int)
         self._length = np.zeros(rows, int)
-        self._too_large = 0  # beats
+        self._too_large = self._since = (
+            0  # beats: for which the caches were, and since that was looked at
+        )
 
     def enter(self, rows: slice | int, question: np.ndarray | int, voice: np.ndarray | int) -> None:
         """The rows begin, with prompts of these positions."""
@@ -127,14 +130,15 @@ class CacheLedger:
         """
         present = sizes_of(state)
         sizes = self.sizes(beats, present)
-        if sizes == present and self.grow and len(self._used) > 1:
+        self._since += beats
+        if self._since >= _LOOK_EVERY and len(self._used) > 1 and self.grow:
             smaller = self.sizes()
             ample = any(2 * small <= now for small, now in zip(smaller, present, strict=True))
-            self._too_large = self._too_large + beats if ample else 0
-            if self._too_large > SHRINK_AFTER:
+            self._too_large = self._too_large + self._since if ample else 0
+            self._since = 0
+            if self._too_large >= SHRINK_AFTER and sizes == present:
+                self._too_large = 0
                 sizes = CacheSizes(*map(min, smaller, present))
-        if sizes != present:
-            self._too_large = 0
         self._length += schedule.POSITIONS_PER_BEAT * beats
         return state if sizes == present else resize(state, sizes)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -159,9 +159,11 @@ class Prompter:
     def forced(self) -> Forced | None:
         """What the device should have now; None where it has that."""
         for row, waiting in enumerate(self._waiting):
+            if not waiting:
+                continue
             room = PLACES - (self._end[row] - self._spoken[row])
             # A few at a time: the arrays travel as a whole.
-            if not waiting or (len(waiting) > room and room < PLACES // 2):
+            if len(waiting) > room and room < PLACES // 2:
                 continue
             count = min(room, len(waiting))
             places = (self._end[row] + np.arange(count)) % PLACES
@@ -174,6 +176,8 @@ class Prompter:
         self._changed = False
         return Forced(self._tokens.copy(), self._end.copy())
 
-    def speak(self, rows: np.ndarray, beats: int) -> None:
-        """So many beats of `rows` [B] bool have been dispatched."""
-        self._spoken[rows] += beats
+    def speak(self, rows: Sequence[bool], beats: int) -> None:
+        """So many beats of `rows` [B] have been dispatched."""
+        for row, moves in enumerate(rows):
+            if moves and self._scripts[row] is not None:
+                self._spoken[row] += beats

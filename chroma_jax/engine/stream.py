@@ -93,8 +93,8 @@ class Stream:
             chunks = list(self._pending)
             self._pending.clear()
             self._taken += chunks
-            if chunks and not self.done:
-                self.batch.touch()
+            if chunks and not self.done and self.batch.pausing:
+                self.batch.touch()  # its row may go on
         return chunks
 
     def reply(self) -> Reply:

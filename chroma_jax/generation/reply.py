@@ -59,7 +59,8 @@ class ReplyStream:
                 if self._stream.error is not None:
                     raise self._stream.error
                 raise StopIteration
-            self._write()
+            if self._script is not None:
+                self._write()
             self._batch.step()
         (chunk,) = self._stream.take()
         return chunk

@@ -292,6 +292,7 @@ def test_a_listener_that_fails_harms_nobody(make, requests, alone):
 
 def test_the_caches_shrink_when_a_long_row_has_gone(golden, make, requests, alone, monkeypatch):
     monkeypatch.setattr(caches, "SHRINK_AFTER", 2)
+    monkeypatch.setattr(caches, "_LOOK_EVERY", 1)
     batch = golden.batch(slots=2, question_positions=384)
     long, short = batch.admit(**requests[0]), batch.admit(**requests[4])
     batch.step()
