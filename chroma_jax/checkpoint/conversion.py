@@ -7,7 +7,6 @@ import ctypes
 import json
 import math
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -89,16 +88,7 @@ def convert(
         cfg, plan = plan_torch(files)
         tensors = _stored_dtypes(files, plan, dtype)
         skipped = _report_skipped(files, plan, say)
-        with contextlib.ExitStack() as stack:
-            folder = stage
-            if paths.is_remote(
-                stage
-            ):  # Orbax writes there at once or not at all; here it is done in parts
-                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="chroma_jax."))
-            params_folder = os.path.join(folder, PARAMS)
-            _write_params(params_folder, files, plan, tensors, progress, quantize)
-            if folder != stage:
-                paths.upload(params_folder, os.path.join(stage, PARAMS))
+        _write_params(os.path.join(stage, PARAMS), files, plan, tensors, progress, quantize)
         for name in side_files(directory):
             paths.upload(os.path.join(directory, name), os.path.join(stage, name))
         if quantize is not None:

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 
 from chroma_jax import paths
@@ -25,19 +26,20 @@ _LONGEST_NAME = 255  # bytes
 
 
 @contextlib.contextmanager
-def staged(out: str | os.PathLike, *, overwrite: bool) -> Iterator[str]:
+def staged(out: str | os.PathLike, *, overwrite: bool, shared: bool = False) -> Iterator[str]:
     """A directory to write into, which becomes `out` if the block ends well and vanishes otherwise.
 
     Args:
       out: the target. Its parent directories are made.
       overwrite: whether a checkpoint that is there may be replaced. It stays until the new one is complete.
+      shared: whether other processes, on other hosts, write into it too. Then one in an object store is written there, in its place.
 
     Raises CheckpointError before the block runs if `out` is occupied, cannot be written, or is being written by another
     process.
     """
     out = paths.absolute(out)
     if paths.is_remote(out):
-        with _in_an_object_store(out, overwrite) as stage:
+        with _in_an_object_store(out, overwrite, shared) as stage:
             yield stage
         return
     stage, replaced, lock = (_sibling(out, kind) for kind in ("incomplete", "replaced", "lock"))
@@ -72,25 +74,39 @@ def _sibling(out: str, kind: str) -> str:
 
 
 @contextlib.contextmanager
-def _in_an_object_store(out: str, overwrite: bool) -> Iterator[str]:
-    """There nothing can be renamed: the old one goes first, and what is there is no checkpoint until its manifest, the last object."""
+def _in_an_object_store(out: str, overwrite: bool, shared: bool) -> Iterator[str]:
+    """Nothing can be renamed there: what is made here is sent when it is complete, and is no checkpoint until its manifest is there."""
     folder, name = os.path.split(out)
     lock = os.path.join(folder, f".{name}.lock")
-    _check_content(out, paths.names(out), overwrite)
-    try:
-        with exclusive(lock, f"another process is writing {out}"):
-            content = paths.names(out)
-            _check_content(out, content, overwrite)
-            try:
-                if content:
-                    paths.at(out).rmtree()
+    check_target(out, overwrite)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive(lock, f"another process is writing {out}"))
+        except LockedError as e:
+            raise CheckpointError(str(e)) from e
+        check_target(out, overwrite)
+        try:
+            if shared:
+                _remove(out)
                 yield out
-            except BaseException:
-                with contextlib.suppress(FileNotFoundError):
-                    paths.at(out).rmtree()
-                raise
-    except LockedError as e:
-        raise CheckpointError(str(e)) from e
+                return
+            with tempfile.TemporaryDirectory(prefix="chroma_jax.") as stage:
+                yield stage
+                _remove(out)
+                for entry in sorted(
+                    os.listdir(stage), key=lambda name: name == _CHECKPOINT_MARKS[0]
+                ):
+                    paths.upload(os.path.join(stage, entry), os.path.join(out, entry))
+        except BaseException:
+            # Without its marks it is nothing; what was there before is gone only if the new one was on its way.
+            if shared:
+                _remove(out)
+            raise
+
+
+def _remove(out: str) -> None:
+    if paths.names(out):
+        paths.at(out).rmtree()
 
 
 def _check_content(out: str, content: list[str], overwrite: bool) -> None:

@@ -329,7 +329,7 @@ def save(
 
     @contextlib.contextmanager
     def target() -> Iterator[str]:
-        with staged(directory, overwrite=overwrite) as stage:
+        with staged(directory, overwrite=overwrite, shared=jax.process_count() > 1) as stage:
             check_space(stage, nbytes)
             yield stage
 

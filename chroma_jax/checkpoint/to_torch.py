@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from chroma_jax import paths
 from chroma_jax.checkpoint import params
 from chroma_jax.checkpoint.safetensors_io import DTYPES, Writer, for_each
 from chroma_jax.checkpoint.staging import check_apart, check_space, staged
@@ -53,6 +54,11 @@ def export(
       ValueError: (CheckpointError) the source is damaged or incomplete, or quantised, or `out` cannot be written.
     """
     source = os.path.expanduser(os.fspath(source))
+    for place in (source, out):
+        if paths.is_remote(place):
+            raise CheckpointError(
+                f"{place}: an export reads and writes directories of a file system"
+            )
     check_apart(source, out)
     with staged(out, overwrite=overwrite) as stage:
         _export(source, stage, progress, shard_bytes)

@@ -167,6 +167,7 @@ def test_an_export_leaves_a_run_that_goes_on_alone(straight, dataset, golden_dir
     assert {p for p in after if after[p] != before[p]} <= {workdir, workdir / ".lock"}
 
 
+@pytest.mark.slow
 def test_clipping_may_change_in_a_run_that_goes_on(straight, dataset, golden_dir, tmp_path):
     workdir = small_run.clone(straight[0], tmp_path / "run")
     _, lines = small_run.run(dataset, golden_dir, workdir, steps=7, train__optimizer__clip_norm=None)  # fmt: skip
