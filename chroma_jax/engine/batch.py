@@ -270,7 +270,12 @@ class RunningBatch:
             question, voice, max_seconds, sampling, seed, system_prompt,
             say=say, after=after, keep=keep,
         )  # fmt: skip
-        return self.admit_request(made, on_news=on_news)
+        try:
+            return self.admit_request(made, on_news=on_news)
+        except BatchFull:
+            if made.script is not None:
+                made.script.release()  # the same words may be tried again
+            raise
 
     def admit_request(
         self, request: Request, *, on_news: Callable[[Stream], None] | None = None

@@ -83,6 +83,10 @@ class Script:
         """Whether nothing follows."""
         return self._closed.is_set()
 
+    def release(self) -> None:
+        """The request that had it came to nothing: another one may have it."""
+        self._claimed = False
+
     def wait(self) -> None:
         """Waits until nothing follows."""
         self._closed.wait()
