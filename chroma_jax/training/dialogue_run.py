@@ -63,6 +63,7 @@ def begin(
             check_weights(batches.mixture, loaded.config, loaded.model, source)
     state, frozen = trainer.from_model(loaded.model)
     if config.model.start == "random":
+        del loaded, state  # what trains is drawn anew, and needs their memory
         state = trainer.init()[0]
     return state, frozen
 
