@@ -193,7 +193,7 @@ def run(
         prompt = question.voice or (voice and voice[0])
         found = ears.score(out / question.sound_name(turn), said["text"], prompt, window=None)
         if found["heard"] is not None and (words := said["text"].split()):
-            normal = _normaliser(ears.language)
+            normal = normaliser(ears.language)
             found |= scoring.compared(normal(" ".join(words)), normal(found["heard"]))
         right = None
         if question.rule and turn == len(question.turns) - 1:
@@ -212,7 +212,7 @@ def run(
     return summary
 
 
-def _normaliser(language: str) -> Callable[[str], str]:
+def normaliser(language: str) -> Callable[[str], str]:
     """Whisper's for English; for other languages marks are deleted, and Chinese is compared by characters."""
     if language == "en":
         return text.whisper_english

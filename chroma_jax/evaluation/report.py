@@ -122,10 +122,16 @@ def histogram(title: str, values: Sequence[float], bins: int = 20) -> str:
 def _table(rows: Sequence[dict[str, Any]]) -> str:
     head = "".join(f"<th>{_e(k)}</th>" for k in rows[0])
     body = "".join(
-        "<tr>" + "".join(f"<td>{_e('–' if v is None else v)}</td>" for v in row.values()) + "</tr>"
+        "<tr>" + "".join(f"<td>{_e(_shown(v))}</td>" for v in row.values()) + "</tr>"
         for row in rows
     )
     return f"<div class=wide><table><tr>{head}</tr>{body}</table></div>"
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return "–" if value is None else value
 
 
 def _e(value: Any) -> str:

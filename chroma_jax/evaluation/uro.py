@@ -204,7 +204,7 @@ def _score(
     mode = MODES[_base(name)]
     by_key = {r["key"]: r for r in rows}
     if mode == "wer":
-        normal = dialogue._normaliser(language)
+        normal = dialogue.normaliser(language)
         heard = [normal(by_key[q.key(0)]["heard"] or "") for q in questions]
         return repeat_score(heard, [normal(" / ".join(q.references)) for q in questions]), "exact"
     if mode == "qa":

@@ -107,7 +107,7 @@ def test_a_missing_judge_says_what_to_install(open_judge, name, package, advice,
 
 def test_no_judge_is_imported_before_it_is_needed():
     code = (
-        "import sys, chroma_jax.evaluation.judges\n"
+        "import sys, chroma_jax.evaluate, chroma_jax.evaluation.judges\n"
         "print([m for m in sys.modules if m.split('.')[0] in "
         "('torch', 'onnxruntime', 'faster_whisper', 'jiwer', 'distillmos', 'jax', 'scipy')])"
     )

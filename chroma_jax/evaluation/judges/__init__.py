@@ -123,7 +123,7 @@ def _named(name: str, known: dict[str, str]) -> tuple[str, str | None]:
     raise ValueError(f"no judge {name!r}: there are {', '.join(known)}")
 
 
-def _digest(parts: Iterable[str | os.PathLike | bytes]) -> str:
+def weights_digest(parts: Iterable[str | os.PathLike | bytes]) -> str:
     """Of files, or of bytes."""
     sha = hashlib.sha256()
     for part in parts:

@@ -11,7 +11,7 @@ import types
 
 import numpy as np
 
-from chroma_jax.evaluation.judges import MissingJudge, _digest, sound
+from chroma_jax.evaluation.judges import MissingJudge, sound, weights_digest
 
 _DNSMOS_SAMPLES = int(9.01 * sound.RATE)
 # What maps the network's three outputs to scores, from the DNS challenge's own script: highest power first.
@@ -39,7 +39,7 @@ class Dnsmos:
             import onnxruntime
         except ImportError as e:
             raise MissingJudge("dnsmos: pip install onnxruntime") from e
-        self.digest = _digest([path])
+        self.digest = weights_digest([path])
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # clips are scored side by side
         self._session = onnxruntime.InferenceSession(
@@ -88,7 +88,7 @@ class DistillMos:
         except (ImportError, OSError) as e:
             raise MissingJudge(install) from e
         path = pathlib.Path(home.origin).parent / "weights" / "distill_mos_v7.pt"
-        self.digest = _digest([path])
+        self.digest = weights_digest([path])
         self._torch = torch
         with contextlib.redirect_stdout(io.StringIO()):  # it tells where its weights are
             self._model = ConvTransformerSQAModel().eval()

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from chroma_jax.evaluation.judges import MissingJudge, _digest, pickles, sound
+from chroma_jax.evaluation.judges import MissingJudge, pickles, sound, weights_digest
 
 _FFT, _HOP, _MELS = 400, 160, 40  # 25 and 10 ms at 16 kHz
 _WINDOW = 160  # frames: 1.6 s
@@ -38,7 +38,7 @@ class Resemblyzer:
         path = spec and pathlib.Path(spec.origin).parent / "pretrained.pt"
         if not path or not path.is_file():
             raise MissingJudge("resemblyzer: pip install --no-deps resemblyzer")
-        self.digest = _digest([path])
+        self.digest = weights_digest([path])
         self._weights = _weights(path)
 
     def __call__(self, samples: np.ndarray, rate: int) -> np.ndarray | None:

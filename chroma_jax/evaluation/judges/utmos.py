@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from chroma_jax.evaluation.judges import MissingJudge, _digest, pickles, sound, wavlm
+from chroma_jax.evaluation.judges import MissingJudge, pickles, sound, wavlm, weights_digest
 from chroma_jax.evaluation.judges.wavlm import Weights
 
 WAV2VEC2_BASE = wavlm.WavlmConfig(
@@ -53,7 +53,7 @@ class Utmos:
                 f"utmos: no file {path}; it is utmos22_strong_step7459_v1.pt of SpeechMOS v1.2.0 "
                 "(github.com/tarepan/SpeechMOS)"
             )
-        self.digest = _digest([path])
+        self.digest = weights_digest([path])
         self._weights = arrange(pickles.read(path, "state_dict"), WAV2VEC2_BASE)
 
     def __call__(self, samples: np.ndarray, rate: int) -> float | None:

