@@ -1,4 +1,4 @@
-r"""Trains Backbone and Decoder over the frozen Reasoner; or, with objective "text", a Reasoner.
+r"""Trains Backbone and Decoder over the frozen Reasoner; with objective "text", a Reasoner; with "codec", a Codec (docs/codec.md).
 
     python -m chroma_jax.train --config=configs/debug.py --workdir=out/debug/speech
     python -m chroma_jax.train --config=configs/chroma_4b.py --workdir=DIR --config.data.train=DATA --config.data.batch_size=64
@@ -87,6 +87,10 @@ def compile_only(config: Any, topology: str, slices: int) -> str:
     """The report on a step with the configuration's largest batch, as a table."""
     from chroma_jax.training import compile_only as compiler
 
+    if config.train.codec is not None:
+        raise ValueError(
+            "--compile_only compiles steps on dialogues, not those of objective 'codec'"
+        )
     size = compiler.size_of(config.data)
     report = compiler.report(topology, config.model.sizes(), config.train, size, slices)
     return compiler.markdown(report)

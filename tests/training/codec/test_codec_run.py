@@ -8,6 +8,7 @@ import small_codec as small
 import small_run
 import soundfile
 
+from chroma_jax import train
 from chroma_jax.audio.wav import load_audio
 from chroma_jax.checkpoint.codec_files import load_codec
 from chroma_jax.training import codec_run, loop, run_config
@@ -143,3 +144,11 @@ def test_mistakes(values, tmp_path, part, changes, message):
     with pytest.raises(ValueError) as error:
         run(values, tmp_path / "run", **{part: values[part] | changes})
     assert message in str(error.value) and not (tmp_path / "run").exists()
+
+
+def test_there_is_no_compiling_for_a_slice(values):
+    config = run_config.RunConfig.from_dict(values)
+    with pytest.raises(
+        ValueError, match="compiles steps on dialogues, not those of objective 'codec'"
+    ):
+        train.compile_only(config, "v5e:2x2", 1)
