@@ -45,7 +45,7 @@ def open_judges(config: FilterConfig, language: str) -> Judges:
 _SIGNS = (
     (r"(?<=\d)\s*[x×*]\s*(?=\d)", " times "),
     (r"(?<=\d)\s*\+\s*(?=\d)", " plus "),
-    (r"(?<=\d)\s+[-–−]\s+(?=\d)", " minus "),
+    (r"(?<=\d)\s*[-–−]\s*(?=\d)", " minus "),
     (r"(?<=\d)\s*=\s*(?=\d)", " is "),
 )
 

@@ -17,6 +17,7 @@ OFF = FilterConfig(max_wer=None, min_similarity=None, min_mos=None, mos_drop=Non
         ("Six times nine is fifty-four.", "6 x 9 is 54.", Heard(0.0, True)),
         ("Six plus nine is fifteen.", "6 + 9 = 15", Heard(0.0, True)),
         ("Nine minus six is three.", "9 - 6 is 3", Heard(0.0, True)),
+        ("Twenty minus six is fourteen.", "20-6 is 14.", Heard(0.0, True)),
         ("The letters are C, A, T.", "The letters are C-A-T.", Heard(0.0, True)),
         ("The sky is blue.", "the sky blue", Heard(0.25, True)),
         ("The sky is blue.", "The sky is", Heard(0.25, False)),
