@@ -42,6 +42,13 @@ def open_data(config: RunConfig, sizes: CodecConfig) -> tuple[BatchIterator, Eva
         reading=data.reading(),
     )
     limits = data.crops(sizes)
+    frames = round(limits.seconds * sizes.frame_rate) * data.batch_size
+    latents = config.train.codec.k_means_batches * frames
+    if latents < sizes.codebook_size:
+        raise ValueError(
+            f"train.codec.k_means_batches {config.train.codec.k_means_batches} gives {latents} latents: "
+            f"{sizes.codebook_size} codewords want at least as many"
+        )
     ears = _ears(config)
     sounds = Sounds(parse_sources(data.train, "data.train"), sizes.sampling_rate, ears)
     batches = crop_pipeline(sounds, limits, seed=config.seed, **shared)

@@ -136,9 +136,10 @@ def test_training_goes_on_from_a_codec(values, straight, tmp_path):
         ("data", dict(crop_seconds=None), "data.crop_seconds is missing"),
         ("data", dict(crop_seconds=0.0101), "must be a multiple of a frame's 0.0005 s"),
         ("model", dict(size="chroma_4b"), "model.size must be one of tiny, mini, mimi, got 'chroma_4b'"),
+        ("data", dict(batch_size=1), "gives 16 latents: 32 codewords want at least as many"),
         ("data", dict(train="nowhere"), "nowhere"),
     ],
-    ids=["no length", "no whole frames", "a whole Chroma", "no sound"],
+    ids=["no length", "no whole frames", "a whole Chroma", "few latents", "no sound"],
 )  # fmt: skip
 def test_mistakes(values, tmp_path, part, changes, message):
     with pytest.raises(ValueError) as error:
