@@ -122,7 +122,7 @@ def test_the_codec_listens_from_its_step_on(adversarial, alone):
 
 
 @pytest.mark.parametrize(
-    "changes", [dict(mesh={"data": 2, "fsdp": 4}), dict(accumulation=2)],
+    "changes", [dict(mesh={"data": 2, "fsdp": 4}), pytest.param(dict(accumulation=2), marks=pytest.mark.slow)],
     ids=["eight devices", "two microbatches"],
 )  # fmt: skip
 def test_devices_and_microbatches_change_nothing(adversarial, changes):

@@ -104,11 +104,8 @@ def test_the_codec_is_written_in_mimis_layout(straight):
         assert np.asarray(part.initialized[...]).all()
 
 
-@pytest.mark.parametrize(
-    "stop",
-    [pytest.param(2, marks=pytest.mark.slow), 3],
-    ids=["in between", "where codebooks are made"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [2, 3], ids=["in between", "where codebooks are made"])
 def test_a_stopped_run_goes_on_bit_for_bit(values, straight, tmp_path, stop):
     workdir = tmp_path / "run"
     run(values, workdir, steps=stop)
