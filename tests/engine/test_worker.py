@@ -164,5 +164,5 @@ def test_a_step_that_raises_ends_the_streams_and_not_the_worker(golden, voice, k
 def test_who_waits_too_long_is_told(golden, voice, kinds):
     batch = golden.batch(slots=1, question_positions=384, positions=512)
     stream = batch.admit(**kinds["asked 1"][0])
-    with pytest.raises(TimeoutError, match="not over after"):
+    with pytest.raises(TimeoutError, match="not over in time"):
         stream.result(0.01)
