@@ -20,7 +20,7 @@ class BadRowsError(ValueError):
         first = rows[0]
         super().__init__(
             shorten(
-                f"{manifest}: {len(rows)} bad rows, the first on line {first.line}: {first.reason} "
+                f"{shorten(manifest, 60)}: {len(rows)} bad rows, the first on line {first.line}: {first.reason} "
                 "(--on_bad_row=skip leaves such rows out)"
             )
         )

@@ -88,6 +88,7 @@ def test_every_remainder_of_the_context_is_used_as_far_as_beats_go(
     assert len(reply.frames) == 2 * ((128 - positions) // 4)
 
 
+@pytest.mark.slow
 def test_a_running_batch_grows_with_its_longest_stream(small_steps, short_context, short_voice):
     growing, whole = short_context
     requests = [

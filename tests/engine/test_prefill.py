@@ -118,6 +118,7 @@ def test_pieces_are_whole_chunks_and_all_of_the_question(golden):
             assert places == sum(audio.num_features(n) for n in (() if sound is None else sound[1]))
 
 
+@pytest.mark.slow
 def test_a_long_question_does_not_stop_the_others(golden, voice, taken_in):
     wave = np.concatenate([voice.wave] * 4)[: 24000 * 21]
     question = Turn(audio=(wave, 24000))

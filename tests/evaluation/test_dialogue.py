@@ -58,6 +58,7 @@ def run(path, chroma, ears, voice, out, **more):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_tiny_checkpoint(questions, golden, ears, voice_path, voice_text, tmp_path):
     pytest.importorskip("whisper_normalizer", reason="pip install whisper-normalizer")
     found = run(questions, golden, ears, (voice_path, voice_text), tmp_path / "out")

@@ -202,6 +202,7 @@ print(killed)
 """
 
 
+@pytest.mark.slow
 def test_ten_kills_lose_and_repeat_nothing(tmp_path, values, config, tones, made):
     directory = tmp_path / "killed"
     run = subprocess.run(

@@ -114,6 +114,7 @@ def test_a_signal_saves_between_checkpoints(straight, dataset, golden_dir, tmp_p
     small_run.assert_same_bits(small_run.state(tmp_path, 6), small_run.state(straight[0], 6))
 
 
+@pytest.mark.slow
 def test_a_signal_during_an_evaluation_saves_at_once(
     straight, dataset, golden_dir, tmp_path, monkeypatch
 ):
@@ -534,6 +535,7 @@ def test_a_disk_without_room_for_a_checkpoint_is_told_before_the_first_step(
     assert lines and not any("step" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_a_disk_without_room_for_the_model_costs_no_checkpoint(
     straight, dataset, golden_dir, tmp_path, monkeypatch
 ):

@@ -179,6 +179,7 @@ def test_a_disk_that_fills_up_ends_tensorboard_and_nothing_else(tmp_path, monkey
     assert events(tmp_path)["evaluation/loss", 1].simple_value == 2
 
 
+@pytest.mark.slow
 def test_operations_of_a_step_are_counted_for_each_shape_without_remat(monkeypatch):
     trainer = build(small.CONFIG, small.train_config(remat="full", mesh=dict(fsdp=8)))
     count = StepFlops(trainer)

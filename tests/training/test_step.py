@@ -116,7 +116,11 @@ def test_stage_2_leaves_the_backbone_bit_identical():
     assert history[0]["loss"] == pytest.approx(history[0]["decoder_loss"], rel=1e-6)
 
 
-@pytest.mark.parametrize("fraction", [1.0, 0.5], ids=["all frames", "half of the frames"])
+@pytest.mark.parametrize(
+    "fraction",
+    [pytest.param(1.0, marks=pytest.mark.slow), 0.5],
+    ids=["all frames", "half of the frames"],
+)
 def test_accumulation_equals_the_big_batch(fraction):
     one = build(small.CONFIG, small.train_config(decoder_fraction=fraction))
     four = build(small.CONFIG, small.train_config(decoder_fraction=fraction, accumulation=4))
@@ -222,6 +226,7 @@ def assert_placed(trainer, state, frozen):
     assert trainer.shardings.batch == NamedSharding(trainer.mesh, P(("data", "fsdp")))
 
 
+@pytest.mark.slow
 def test_sharded_with_everything_on():
     """The Reasoner inside, accumulation, drawn frames, remat."""
     changes = dict(decoder_fraction=0.5, accumulation=2, remat="full")
