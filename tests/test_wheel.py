@@ -34,7 +34,7 @@ def test_nothing_is_asked_for_that_inference_does_not_import():
 
 @pytest.mark.slow
 def test_a_wheel_speaks(tmp_path):
-    """Four minutes, most of it the installation. Packages come from where pip finds them."""
+    """Most of its minutes are the installation. Packages come from where pip finds them."""
     here = tmp_path / "elsewhere"
     here.mkdir()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
