@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-_UNITS = [
+UNITS = [
     "zero",
     "one",
     "two",
@@ -27,8 +27,8 @@ _UNITS = [
     "eighteen",
     "nineteen",
 ]
-_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
-_WORDS = {w: i for i, w in enumerate(_UNITS)} | {w: 10 * i for i, w in enumerate(_TENS, 2)}
+TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+_WORDS = {w: i for i, w in enumerate(UNITS)} | {w: 10 * i for i, w in enumerate(TENS, 2)}
 _HAN = re.compile(r"[\u4e00-\u9fff]")
 _REFUSALS = (
     "i'm sorry", "i am sorry", "sorry", "i apologize", "i cannot", "i can't", "i can not", "i won't", "i will not",

@@ -2,32 +2,11 @@
 
 from __future__ import annotations
 
+from chroma_jax.evaluation.rules import TENS, UNITS
 from chroma_jax.synthesis.world.family import Family, kept_apart
 
-_SMALL = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-    "twenty",
-]
-_TENS = ["_", "_", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+_SMALL = [*UNITS, TENS[0]]
+_TENS = ["_", "_", *TENS]
 TOP = 20
 
 
